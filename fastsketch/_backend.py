@@ -1,0 +1,131 @@
+"""Which implementation an operator runs, and why not another.
+
+An implementation is a module with one function per kernel, all of the same names and signatures. `reference` (plain
+PyTorch, the specification) has every kernel and runs everywhere; the others are preferred where they load and have
+the kernel. A choice made by name never falls back: what is missing is an error that says why.
+"""
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import cache
+from types import ModuleType
+
+import torch
+
+IMPLEMENTATIONS = {
+    "reference": "fastsketch.reference",
+}
+"""Name of an implementation, and the module it lives in."""
+
+PREFERENCE = {
+    "cpu": ("reference",),
+    "cuda": ("reference",),
+}
+"""What an operator tries, best first, by device type; other devices run the reference."""
+
+KERNELS = (
+    "patch_nce_forward",
+    "patch_nce_backward",
+    "gather_patches_forward",
+    "gather_patches_backward",
+    "tap_patches_backward",
+    "sample_patches",
+    "attention_statistics_forward",
+    "attention_statistics_backward",
+)
+
+_forced: ContextVar[str | None] = ContextVar("fastsketch_backend", default=None)
+
+
+@cache
+def _load(implementation: str) -> tuple[ModuleType | None, str]:
+    """Import an implementation once: (module, "") or (None, why it cannot be used)."""
+    try:
+        return importlib.import_module(IMPLEMENTATIONS[implementation]), ""
+    except (ImportError, OSError) as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _why_not(implementation: str, kernel: str) -> str:
+    """Why an implementation cannot run a kernel; empty if it can."""
+    module, reason = _load(implementation)
+    if module is None:
+        return reason
+    return "" if hasattr(module, kernel) else f"has no {kernel}"
+
+
+def forced_backend() -> str | None:
+    """The implementation asked for by `use_backend` or FASTSKETCH_BACKEND, if any."""
+    name = _forced.get() or os.environ.get("FASTSKETCH_BACKEND") or None
+    if name is not None and name not in IMPLEMENTATIONS:
+        raise ValueError(f"backend must be one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
+    return name
+
+
+def select(kernel: str, device_type: str) -> str:
+    """Name of the implementation that `kernel` runs on devices of this type.
+
+    Raises:
+        RuntimeError: the implementation asked for by name cannot run it.
+    """
+    forced = forced_backend()
+    if forced is not None:
+        reason = _why_not(forced, kernel)
+        if forced not in (*PREFERENCE.get(device_type, ()), "reference"):
+            reason = f"does not run on {device_type}"
+        if reason:
+            raise RuntimeError(f"backend {forced!r} was asked for, but {kernel}: {reason}")
+        return forced
+    for implementation in PREFERENCE.get(device_type, ()):
+        if not _why_not(implementation, kernel):
+            return implementation
+    return "reference"
+
+
+def kernel(name: str, device: torch.device):
+    """The function that computes kernel `name` on `device`."""
+    module, _ = _load(select(name, device.type))
+    return getattr(module, name)
+
+
+def explain(device_type: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """For each kernel: the implementation in use, and why each better one is not."""
+    result = {}
+    for name in KERNELS:
+        used = select(name, device_type)
+        passed_over = {}
+        for implementation in PREFERENCE.get(device_type, ()):
+            if implementation == used:
+                break
+            passed_over[implementation] = _why_not(implementation, name) or "not asked for"
+        result[name] = (used, passed_over)
+    return result
+
+
+@contextlib.contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Run every operator inside the block with the implementation `name` (None: the best there is).
+
+    Args:
+        name: a key of `IMPLEMENTATIONS`; FASTSKETCH_BACKEND sets the same for a whole process.
+
+    Raises:
+        ValueError: no implementation has that name.
+    """
+    if name is not None and name not in IMPLEMENTATIONS:
+        raise ValueError(f"backend must be one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def checks_values(tensor: torch.Tensor) -> bool:
+    """Whether values (not only shapes) are checked: always on CPU; elsewhere, where a look costs a
+    synchronisation, only with FASTSKETCH_CHECK=1.
+    """
+    return tensor.device.type == "cpu" or os.environ.get("FASTSKETCH_CHECK") == "1"

@@ -1,0 +1,275 @@
+"""Drop-in `PatchNCELoss` and `PatchSampleF` for projects built on the public CUT code.
+
+[L: Park et al., ECCV 2020] Same signatures, return values, parameter names, random draws and
+numbers; docs/migrate.md shows the lines to change.
+
+`PatchSampleF` notes the number of images on each tensor that it returns, as the attribute
+`num_images`, and `PatchNCELoss` reads it there, so a last, smaller batch is right too. Whatever
+makes a new tensor of it (arithmetic, indexing, the gathering of `DataParallel`) drops the note;
+then `opt.batch_size` counts, as in CUT.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastsketch.functional import gather_patches, patch_nce
+
+INITIALISERS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "normal": lambda weight, gain: nn.init.normal_(weight, 0.0, gain),
+    "xavier": lambda weight, gain: nn.init.xavier_normal_(weight, gain=gain),
+    "kaiming": lambda weight, gain: nn.init.kaiming_normal_(weight, a=0, mode="fan_in"),
+    "orthogonal": lambda weight, gain: nn.init.orthogonal_(weight, gain=gain),
+}
+"""CUT's weight initialisations by `init_type`; kaiming ignores the gain, as there."""
+
+
+class Normalize(nn.Module):
+    """x / (‖x‖_p + 1e-7) along dimension 1, p = `power` [L: CUT].
+
+    A zero vector stays zero and gets a finite gradient, where CUT's is NaN.
+    """
+
+    def __init__(self, power: float = 2) -> None:
+        super().__init__()
+        self.power = power
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` [N, D] or [N, D, ...] along D."""
+        return x / (torch.linalg.vector_norm(x, ord=self.power, dim=1, keepdim=True) + 1e-7)
+
+
+class PatchNCELoss(nn.Module):
+    """CUT's patch contrastive loss, τ = `opt.nce_T`; every other patch of the image is a negative.
+
+    Args:
+        opt: the options, read at each call: `nce_T` (> 0), `batch_size` (used when the tensors do
+            not tell) and, if it is there, `nce_includes_all_negatives_from_minibatch` (the patches
+            of all images of the batch are negatives).
+    """
+
+    def __init__(self, opt: Namespace | Any) -> None:
+        super().__init__()
+        self.opt = opt
+        # Not used here: subclasses written for CUT find them where they expect them.
+        self.cross_entropy_loss = nn.CrossEntropyLoss(reduction="none")
+        self.mask_dtype = torch.bool
+
+    def forward(
+        self,
+        feat_q: Tensor,  # [B·S, D]
+        feat_k: Tensor,  # [B·S, D]
+    ) -> Tensor:  # [B·S]
+        """The loss of each query, not reduced; the keys are detached.
+
+        Args:
+            feat_q: normalised queries, images one after the other, any floating dtype.
+            feat_k: normalised keys of the same shape, positives row by row.
+
+        Returns:
+            Losses [B·S], float32 (float64 for float64 input).
+
+        Raises:
+            ValueError: other shapes, or no number of images is known that divides the rows.
+        """
+        if feat_q.dim() != 2 or feat_q.shape != feat_k.shape:
+            raise ValueError(
+                f"feat_q and feat_k must both be [B·S, D], got {list(feat_q.shape)} and {list(feat_k.shape)}"
+            )
+        if getattr(self.opt, "nce_includes_all_negatives_from_minibatch", False):
+            num_images = 1  # as if all patches came from one image
+        else:
+            num_images = self._num_images(feat_q, feat_k)
+        shape = (num_images, feat_q.shape[0] // num_images, feat_q.shape[1])
+        loss = patch_nce(
+            feat_q.reshape(shape),
+            feat_k.detach().reshape(shape),
+            temperature=self.opt.nce_T,
+            reduction="none",
+        )
+        return loss.flatten()
+
+    def _num_images(self, feat_q: Tensor, feat_k: Tensor) -> int:
+        """How many images the rows hold: as noted by `PatchSampleF`, else `opt.batch_size`."""
+        rows = feat_q.shape[0]
+        from_q = getattr(feat_q, "num_images", None)
+        from_k = getattr(feat_k, "num_images", None)
+        if from_q is not None and from_k is not None and from_q != from_k:
+            raise ValueError(f"feat_q holds {from_q} images, feat_k {from_k}: they must agree")
+        noted = from_k if from_q is None else from_q
+        num_images = self.opt.batch_size if noted is None else noted
+        if num_images < 1 or rows % num_images:
+            raise ValueError(
+                f"opt.batch_size = {num_images} does not divide the {rows} rows of feat_q; pass "
+                "PatchSampleF's tensors on as they are, then the batch size is read from them"
+            )
+        return num_images
+
+
+class PatchSampleF(nn.Module):
+    """CUT's patch sampling and projection network ("netF").
+
+    Args:
+        use_mlp: project patches by Linear, ReLU, Linear (C → nc → nc), one per layer: `mlp_0`,
+            `mlp_1`, ...; made at the first forward, or by an earlier `load_state_dict` from the
+            checkpoint's shapes.
+        init_type: normal, xavier, kaiming or orthogonal; biases start at 0.
+        init_gain: standard deviation of normal, gain of xavier and orthogonal.
+        nc: projected width.
+        gpu_ids: CUDA devices, the mlps are made on the first; if empty, on the features' device.
+
+    Raises:
+        ValueError: for an unknown `init_type`.
+    """
+
+    def __init__(
+        self,
+        use_mlp: bool = False,
+        init_type: str = "normal",
+        init_gain: float = 0.02,
+        nc: int = 256,
+        gpu_ids: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        if init_type not in INITIALISERS:
+            raise ValueError(f"init_type must be one of {list(INITIALISERS)}, got {init_type!r}")
+        self.l2norm = Normalize(2)
+        self.use_mlp = use_mlp
+        self.nc = nc
+        self.mlp_init = False
+        self.init_type = init_type
+        self.init_gain = init_gain
+        self.gpu_ids = list(gpu_ids)
+
+    @torch.compiler.disable  # new parameters have no place in a graph
+    def create_mlp(self, feats: Sequence[Tensor]) -> None:
+        """Make and initialise the mlps for `feats`, a list of [B, C, *spatial]."""
+        self._create_mlp([feat.shape[1] for feat in feats])
+        if not self.gpu_ids:
+            self.to(feats[0].device)
+
+    def _create_mlp(self, widths: Sequence[int]) -> None:
+        """Draw in CUT's order: the defaults of all layers first, then the initialisation, on its device."""
+        for mlp_id, width in enumerate(widths):
+            mlp = nn.Sequential(nn.Linear(width, self.nc), nn.ReLU(), nn.Linear(self.nc, self.nc))
+            setattr(self, f"mlp_{mlp_id}", mlp)
+        if self.gpu_ids:
+            self.to(self.gpu_ids[0])
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                INITIALISERS[self.init_type](module.weight.data, self.init_gain)
+                nn.init.zeros_(module.bias.data)
+        self.mlp_init = True
+
+    def forward(
+        self,
+        feats: Sequence[Tensor],  # each [B, C, *spatial]
+        num_patches: int = 64,
+        patch_ids: Sequence[Tensor | np.ndarray | Sequence[int]] | None = None,  # each [S]
+    ) -> tuple[list[Tensor], list[Tensor | list]]:  # each [B·S, nc], [S]
+        """Sample, project and normalise patches.
+
+        Projected and normalised in float32 (float64 if features or weights are) whatever autocast
+        says: at initialisation norms are as small as 3e-5, too small for half precision.
+
+        Args:
+            feats: one feature map a layer, 1-D to 3-D in space, any floating dtype.
+            num_patches: positions a layer, shared by all images; all positions if there are fewer.
+                0: no sampling.
+            patch_ids: flat positions for each layer, the ids of an earlier call, say. None: drawn
+                from numpy's global generator, the same as CUT's for a seed; then compiling with
+                `fullgraph=True` is not possible.
+
+        Returns:
+            (patches, ids). For each layer: patches [B·S, nc] (nc = C without mlp), each with the
+            attribute `num_images` = B, and int64 ids [S]. With `num_patches=0`: maps
+            [B, nc, *spatial] and []; there CUT's numbers are normalised over the positions of each
+            channel, not over the channels, and so are these.
+
+        Raises:
+            ValueError: `feats`, `num_patches`, `patch_ids` and the mlps do not fit together.
+        """
+        self._check(feats, num_patches, patch_ids)
+        if self.use_mlp and not self.mlp_init:
+            self.create_mlp(feats)
+        if num_patches > 0 and patch_ids is None:
+            sizes = [feat.shape[2:].numel() for feat in feats]
+            patch_ids = _draw_ids(sizes, num_patches, feats[0].device)
+
+        return_feats, return_ids = [], []
+        for feat_id, feat in enumerate(feats):
+            if num_patches > 0:
+                ids = torch.as_tensor(patch_ids[feat_id], dtype=torch.int64, device=feat.device)
+                patches = gather_patches(feat, ids).flatten(0, 1)  # [B·S, C]
+            else:
+                ids = []
+                patches = feat.flatten(2).mT  # [B, N, C]
+            with torch.autocast(feat.device.type, enabled=False):
+                patches = self.l2norm(self._project(feat_id, patches))
+            if num_patches > 0:
+                patches.num_images = feat.shape[0]
+            else:
+                patches = patches.mT.unflatten(2, feat.shape[2:])
+            return_feats.append(patches)
+            return_ids.append(ids)
+        return return_feats, return_ids
+
+    def _project(self, feat_id: int, patches: Tensor) -> Tensor:
+        """The layer's mlp, if there is one, in float32, or float64 if patches or weights are."""
+        dtype = torch.promote_types(patches.dtype, torch.float32)
+        if not self.use_mlp:
+            return patches.to(dtype)
+        mlp = getattr(self, f"mlp_{feat_id}", None)
+        if mlp is None:
+            raise ValueError(f"feats has a layer {feat_id}, but there is no mlp_{feat_id} for it")
+        first = mlp[0]
+        if isinstance(first, nn.Linear) and patches.shape[-1] != first.in_features:
+            raise ValueError(
+                f"feats[{feat_id}] has {patches.shape[-1]} channels, mlp_{feat_id} was made for {first.in_features}"
+            )
+        dtype = torch.promote_types(dtype, first.weight.dtype)
+        if first.weight.dtype == dtype:
+            return mlp(patches.to(dtype))
+        weights = {name: weight.to(dtype) for name, weight in mlp.named_parameters()}
+        return torch.func.functional_call(mlp, weights, patches.to(dtype))
+
+    @staticmethod
+    def _check(feats: Sequence[Tensor], num_patches: int, patch_ids: Sequence | None) -> None:
+        if not feats:
+            raise ValueError("feats must have at least one layer, got none")
+        for feat_id, feat in enumerate(feats):
+            if feat.dim() < 3:
+                raise ValueError(f"feats[{feat_id}] must be [B, C, *spatial], got {list(feat.shape)}")
+        if num_patches < 0:
+            raise ValueError(f"num_patches must be 0 or more, got {num_patches}")
+        if num_patches > 0 and patch_ids is not None and len(patch_ids) < len(feats):
+            raise ValueError(f"patch_ids has {len(patch_ids)} layers, feats has {len(feats)}")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Make the mlps by the checkpoint's widths if there are none yet; torch then fills them."""
+        if self.use_mlp and not self.mlp_init:
+            widths = []
+            while (key := f"{prefix}mlp_{len(widths)}.0.weight") in state_dict:
+                widths.append(state_dict[key].shape[1])
+            if widths:
+                # Loading must leave the random generators as they are.
+                with torch.random.fork_rng(devices=self.gpu_ids[:1]):
+                    self._create_mlp(widths)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+@torch.compiler.disable  # a compiled np.random draws from another generator
+def _draw_ids(sizes: Sequence[int], num_patches: int, device: torch.device) -> list[Tensor]:
+    """Distinct random positions for each layer, each [min(num_patches, size)] int64.
+
+    The whole permutation is drawn although little of it is kept: nothing cheaper leaves the same
+    ids and the same generator state as CUT (0.9 ms for 262², 0.05 ms for 64² positions on a CPU
+    core). All layers share one transfer to the device.
+    """
+    ids = [np.random.permutation(size)[:num_patches] for size in sizes]  # noqa: NPY002
+    everything = torch.from_numpy(np.concatenate(ids)).to(device, torch.int64)
+    return list(everything.split([len(layer) for layer in ids]))

@@ -1,0 +1,5 @@
+"""Errors a user can cause and mend: the command line prints each as one line and exits non-zero."""
+
+
+class FastsketchError(Exception):
+    """Something outside the code is wrong (a file, a folder, a setting); the message says what and where."""

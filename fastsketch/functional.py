@@ -1,0 +1,319 @@
+"""The public operators: what they mean, and a clear error for what they cannot take.
+
+Shapes and dtypes are checked here, before tracing; values (positions in range, densities finite) inside the
+operators: always on CPU, elsewhere with FASTSKETCH_CHECK=1. METHOD marks: [P] the paper, [L] another published
+source, [D] this project's decision.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastsketch.ops import attention as _attention
+from fastsketch.ops import gather as _gather
+from fastsketch.ops import patch_nce as _patch_nce
+from fastsketch.ops import sampling as _sampling
+from fastsketch.reference.patch_nce import accumulation_dtype
+
+Negatives = Literal["image", "same_region", "other_regions", "batch"]
+Reduction = Literal["mean", "sum", "none"]
+
+_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_INTEGER = (torch.int64, torch.int32, torch.int16, torch.uint8)
+
+
+def _check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{name} must be one of {allowed}, got {value.dtype}")
+
+
+def _check_like(name: str, value: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
+    if value.device != like.device:
+        raise ValueError(f"{name} must be on {like.device}, got {value.device}")
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _check_above_zero(name: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def patch_nce(
+    query: Tensor,  # [B, S, D]
+    key: Tensor,  # [B, S, D]
+    *,
+    temperature: float = 0.07,
+    negatives: Negatives = "image",
+    region: Tensor | None = None,  # [B, S]
+    weight: Tensor | None = None,  # [B, S]
+    normalize: bool = False,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    r"""Patch contrastive loss: each query against its own key, the other keys as negatives [L: CUT, ECCV 2020].
+
+    With :math:`s_{ij} = q_i \cdot k_j` and negatives N(i),
+    :math:`\ell_i = -\log\big(e^{s_{ii}/\tau} / (e^{s_{ii}/\tau} + \sum_{j \in N(i)} e^{s_{ij}/\tau})\big)`.
+    With ``negatives="image"`` this is cross-entropy of q kᵀ/τ against the diagonal. A query without a negative has
+    loss 0 and gradient 0.
+
+    Args:
+        query: [B, S, D], float32, bfloat16, float16 or float64, any strides.
+        key: like `query`. Detach it (as CUT does) where its gradient is not wanted.
+        temperature: τ, positive.
+        negatives: ``image``: the image's other samples [L: CUT]; ``same_region``, ``other_regions``: those of them in
+            the query's region, or not in it [D, from the paper's regional constraint]; ``batch``: all other
+            samples of all images.
+        region: [B, S] integer, the region of each sample; needed by the two regional choices, refused by the others.
+        weight: [B, S] floating, factor of each query's loss (its multiplicity [D]), non-negative.
+        normalize: divide query and key by (their L2 norm + 1e-7) first, in float32 whatever the dtype.
+        reduction: ``mean``: Σ wℓ / Σ w (weights default to 1; 0 if all are 0), as `torch.nn.functional.cross_entropy`
+            weighs; ``sum``: Σ wℓ; ``none``: wℓ, [B, S].
+
+    Returns:
+        float32, or float64 for float64 input; a scalar, or [B, S] with ``reduction="none"``. Accumulated in
+        that dtype. Under autocast the inputs are taken as float32.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, choice or temperature, or a region missing or not wanted.
+    """
+    _check_tensor("query", query, _FLOATING)
+    _check_tensor("key", key, _FLOATING)
+    if query.dim() != 3:
+        raise ValueError(f"query must be [B, S, D], got shape {list(query.shape)}")
+    _check_like("key", key, query.shape, query)
+    if key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+        raise TypeError(f"key must have query's dtype {query.dtype}, got {key.dtype}")
+    _check_choice("negatives", negatives, ("image", "same_region", "other_regions", "batch"))
+    _check_choice("reduction", reduction, ("mean", "sum", "none"))
+    _check_above_zero("temperature", temperature)
+    regional = negatives in ("same_region", "other_regions")
+    if regional and region is None:
+        raise ValueError(f"region must be given for negatives={negatives!r}")
+    if not regional and region is not None:
+        raise ValueError(f"region is not used by negatives={negatives!r}; leave it out")
+    batch, samples, _ = query.shape
+    if region is not None:
+        _check_tensor("region", region, _INTEGER)
+        _check_like("region", region, (batch, samples), query)
+    if weight is not None:
+        _check_tensor("weight", weight, _FLOATING)
+        _check_like("weight", weight, (batch, samples), query)
+
+    if negatives == "batch":
+        query, key = query.reshape(1, batch * samples, -1), key.reshape(1, batch * samples, -1)
+        negatives = "image"
+    loss = _patch_nce.patch_nce_forward(query, key, region, float(temperature), negatives, normalize)[0].view(
+        batch, samples
+    )
+
+    if weight is not None:
+        weight = weight.to(loss.dtype)
+        loss = loss * weight
+    if reduction == "none":
+        return loss
+    if reduction == "sum":
+        return loss.sum()
+    if weight is None:
+        return loss.mean()
+    total = weight.sum()
+    return loss.sum() / torch.where(total > 0, total, 1)
+
+
+def _check_positions(features: Tensor, index: Tensor) -> Tensor:
+    """Check both arguments of gather and tap; the index as int64 [B, S]."""
+    _check_tensor("features", features, _FLOATING)
+    _check_tensor("index", index, (torch.int64, torch.int32))
+    if features.dim() not in (3, 4, 5):
+        raise ValueError(
+            f"features must be [B, C, *spatial] with 1 to 3 spatial dimensions, got shape {list(features.shape)}"
+        )
+    if index.dim() == 1:
+        index = index.expand(features.shape[0], -1)
+    if index.dim() != 2 or index.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"index must be [S] or [{features.shape[0]}, S] (the features' batch), got shape {list(index.shape)}"
+        )
+    if index.device != features.device:
+        raise ValueError(f"index must be on {features.device}, got {index.device}")
+    return index.long()
+
+
+def gather_patches(features: Tensor, index: Tensor) -> Tensor:
+    """The feature vectors at given positions.
+
+    Args:
+        features: [B, C, *spatial] with 1 to 3 spatial dimensions; float32, bfloat16, float16 or float64; any strides.
+        index: [B, S], or [S] for the whole batch; int64 or int32 positions in the flattened (row-major) spatial grid.
+            A position may stand more than once: its gradients add up.
+
+    Returns:
+        [B, S, C] in the features' dtype, contiguous. Its backward fills a dense gradient in the features' layout; where
+        the features go on to other layers, `tap_patches` is cheaper. Twice differentiable.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device; a position out of range.
+    """
+    return _gather.gather_patches_forward(features, _check_positions(features, index))
+
+
+def tap_patches(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The same patches as `gather_patches`, beside a features tensor to go on with.
+
+    Use the returned features in place of the given ones: their backward adds the patch gradients into the arriving
+    feature gradient at S positions, so that no dense gradient of the patches is ever made.
+
+    Args:
+        features: [B, C, *spatial], as for `gather_patches`.
+        index: [B, S] or [S], as for `gather_patches`.
+
+    Returns:
+        (features, patches): a view of the features, not to be modified in place, and [B, S, C].
+
+    Raises:
+        TypeError, ValueError: as `gather_patches`.
+    """
+    return _gather.TapPatches.apply(features, _check_positions(features, index))
+
+
+def sample_patches(
+    density: Tensor,  # [B, *spatial]
+    num_patches: int,
+    *,
+    region: Tensor | None = None,  # [B, *spatial]
+    threshold: float = 1.5,
+    boost: float = 2.0,
+    uniform: Tensor | None = None,  # [B, *spatial]
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Distinct random positions, dense where the density is, shared out over regions.
+
+    METHOD.md section 4: [P] samples whose density exceeds a threshold are doubled, and sampling is constrained by
+    regions; [D] the density d is scaled to mean 1 an image, w = d·(boost if d > threshold else 1), each
+    region's quota is the largest-remainder rounding of its share of Σw (at least 1 for a non-empty region if there
+    are enough samples, at most its size), and inside a region positions are drawn without replacement with
+    probability ∝ w, by the exponential race −log(u)/w [L: Efraimidis & Spirakis 2006].
+
+    Args:
+        density: [B, *spatial], floating, finite, non-negative. Where a region's weights are all zero it is sampled
+            uniformly.
+        num_patches: S, 1 to N, the number of positions of an image.
+        region: integer ids in [0, 1024), shaped like `density`; None: one region.
+        threshold: in units of the image's mean density, non-negative.
+        boost: factor of the weight above the threshold, positive; 1 turns it off.
+        uniform: the random numbers, in [0, 1], shaped like `density`: the same numbers give the same positions in
+            every implementation. Drawn in float32 when not given.
+        generator: where they are drawn from; None: torch's global one.
+
+    Returns:
+        int64 [B, S] flat positions, grouped by ascending region, inside a region by ascending race key.
+        Not differentiable.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device or range; num_patches above N; both `uniform` and `generator`.
+    """
+    _check_tensor("density", density, _FLOATING)
+    if density.dim() < 2 or 0 in density.shape:
+        raise ValueError(f"density must be [B, *spatial], not empty, got {list(density.shape)}")
+    if not isinstance(num_patches, int) or isinstance(num_patches, bool):
+        raise TypeError(f"num_patches must be an int, got {type(num_patches).__name__}")
+    positions = density.shape[1:].numel()
+    if not 1 <= num_patches <= positions:
+        raise ValueError(f"num_patches must be 1 to {positions}, the positions of an image, got {num_patches}")
+    if not (threshold >= 0 and math.isfinite(threshold)):
+        raise ValueError(f"threshold must be non-negative and finite, got {threshold}")
+    _check_above_zero("boost", boost)
+    if region is not None:
+        _check_tensor("region", region, _INTEGER)
+        _check_like("region", region, density.shape, density)
+        region = region.flatten(1)
+    if uniform is None:
+        uniform = torch.rand(density.shape, generator=generator, device=density.device)
+    elif generator is not None:
+        raise ValueError("generator is not used when uniform is given; leave one of them out")
+    _check_tensor("uniform", uniform, _FLOATING)
+    _check_like("uniform", uniform, density.shape, density)
+    return _sampling.sample_patches(
+        density.detach().flatten(1),
+        region,
+        uniform.detach().flatten(1),
+        num_patches,
+        float(threshold),
+        float(boost),
+    )
+
+
+def attention_statistics(
+    query: Tensor,  # [B, N, d]
+    key: Tensor,  # [B, M, d]
+    *,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Attention each position receives, and the entropy of each row, without storing the matrix.
+
+    For :math:`A = \mathrm{softmax}_{rows}(q k^T \cdot scale)`: received_j = mean_i A_ij, the spatial score of METHOD.md
+    section 2 [D]; entropy_i = −Σ_j A_ij log A_ij in nats, the selection signal of QS-Attn [L: Hu et al., CVPR 2022].
+
+    Args:
+        query: [B, N, d], float32, bfloat16, float16 or float64, any strides.
+        key: [B, M, d] of the same dtype (M = N for self-attention).
+        scale: factor of the logits; None: 1/√d.
+
+    Returns:
+        (received [B, M], entropy [B, N]), float32 (float64 for float64 input), accumulated in that dtype;
+        received sums to 1 an image, entropy lies in [0, log M]. Differentiable once.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device or scale.
+    """
+    _check_tensor("query", query, _FLOATING)
+    _check_tensor("key", key, _FLOATING)
+    if query.dim() != 3 or 0 in query.shape:
+        raise ValueError(f"query must be [B, N, d], not empty, got shape {list(query.shape)}")
+    if key.dim() != 3 or 0 in key.shape:
+        raise ValueError(f"key must be [B, M, d], not empty, got shape {list(key.shape)}")
+    _check_like("key", key, (query.shape[0], key.shape[1], query.shape[2]), query)
+    if key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
+        raise TypeError(f"key must have query's dtype {query.dtype}, got {key.dtype}")
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    return _attention.attention_statistics_forward(query, key, float(scale))[:2]
+
+
+def local_density(structure_map: Tensor, window: int = 7) -> Tensor:
+    """Mean of a map over a window around each position: the feature density of METHOD.md section 4 [D].
+
+    Args:
+        structure_map: [B, H, W] floating.
+        window: odd side of the box, in positions. At the border the mean is over what lies inside.
+
+    Returns:
+        [B, H, W] in the map's dtype (float32 for half precision).
+
+    Raises:
+        ValueError: not [B, H, W], or a window that is not odd and positive.
+    """
+    _check_tensor("structure_map", structure_map, _FLOATING)
+    if structure_map.dim() != 3:
+        raise ValueError(f"structure_map must be [B, H, W], got {list(structure_map.shape)}")
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window must be odd and positive, got {window}")
+    values = structure_map.to(accumulation_dtype(structure_map.dtype))[:, None]
+    mean = torch.nn.functional.avg_pool2d(values, window, stride=1, padding=window // 2, count_include_pad=False)
+    return mean[:, 0]

@@ -1,0 +1,115 @@
+"""fastsketch::gather_patches_forward, _backward and tap_patches_backward."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastsketch import _backend
+from fastsketch.reference.gather import empty_features
+
+
+def _check_positions(index: Tensor, size: int) -> None:
+    if index.numel() and _backend.checks_values(index):
+        low, high = (int(x) for x in index.aminmax())
+        if low < 0 or high >= size:
+            raise ValueError(f"index must lie in [0, {size}), the features' positions; got {low} to {high}")
+
+
+@torch.library.custom_op("fastsketch::gather_patches_forward", mutates_args=())
+def gather_patches_forward(features: Tensor, index: Tensor) -> Tensor:
+    """Dispatch; see `fastsketch.reference.gather`."""
+    _check_positions(index, features.shape[2:].numel())
+    return _backend.kernel("gather_patches_forward", features.device)(features, index)
+
+
+@gather_patches_forward.register_fake
+def _(features, index):
+    return features.new_empty(index.shape[0], index.shape[1], features.shape[1])
+
+
+@torch.library.custom_op("fastsketch::gather_patches_backward", mutates_args=())
+def gather_patches_backward(grad_patches: Tensor, index: Tensor, spatial: Sequence[int], channels_last: bool) -> Tensor:
+    """Dispatch; see `fastsketch.reference.gather`."""
+    kernel = _backend.kernel("gather_patches_backward", grad_patches.device)
+    return kernel(grad_patches, index, spatial, channels_last)
+
+
+@gather_patches_backward.register_fake
+def _(grad_patches, index, spatial, channels_last):
+    shape = (grad_patches.shape[0], grad_patches.shape[2], *spatial)
+    return empty_features(grad_patches, shape, channels_last)
+
+
+@torch.library.custom_op("fastsketch::tap_patches_backward", mutates_args=())
+def tap_patches_backward(grad_features: Tensor, grad_patches: Tensor, index: Tensor) -> Tensor:
+    """Dispatch; see `fastsketch.reference.gather`."""
+    kernel = _backend.kernel("tap_patches_backward", grad_features.device)
+    return kernel(grad_features, grad_patches, index)
+
+
+@tap_patches_backward.register_fake
+def _(grad_features, grad_patches, index):
+    return torch.empty_like(grad_features)
+
+
+def is_channels_last(features: Tensor) -> bool:
+    """Whether a dense gradient of these features is laid out channels last."""
+    if features.dim() == 4:
+        layout = torch.channels_last
+    elif features.dim() == 5:
+        layout = torch.channels_last_3d
+    else:
+        return False
+    return features.is_contiguous(memory_format=layout) and not features.is_contiguous()
+
+
+def _setup_context(ctx, inputs, output):
+    features, index = inputs
+    ctx.save_for_backward(index)
+    ctx.layout = (list(features.shape[2:]), is_channels_last(features))
+
+
+def _backward(ctx, grad_patches):
+    (index,) = ctx.saved_tensors
+    return gather_patches_backward(grad_patches, index, *ctx.layout), None
+
+
+def _double_backward_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
+
+
+def _double_backward(ctx, grad_features):
+    (index,) = ctx.saved_tensors
+    return gather_patches_forward(grad_features, index), None, None, None
+
+
+gather_patches_forward.register_autograd(_backward, setup_context=_setup_context)
+gather_patches_backward.register_autograd(_double_backward, setup_context=_double_backward_context)
+
+
+class TapPatches(torch.autograd.Function):
+    """Identity on the features beside a gather; backward adds the patch gradients to the arriving one."""
+
+    @staticmethod
+    def forward(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Features as a view of themselves, and the patches."""
+        return features.view_as(features), gather_patches_forward(features, index)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        """Keep the positions alone, not the features."""
+        features, index = inputs
+        ctx.save_for_backward(index)
+        ctx.layout = (list(features.shape[2:]), is_channels_last(features))
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad_features, grad_patches):
+        """Add where both gradients arrive; scatter where only the patches' does."""
+        (index,) = ctx.saved_tensors
+        if grad_patches is None:
+            return grad_features, None
+        if grad_features is None:
+            return gather_patches_backward(grad_patches, index, *ctx.layout), None
+        return tap_patches_backward(grad_features, grad_patches, index), None

@@ -1,0 +1,56 @@
+"""Patches at flat positions of a feature map, and the two ways back: a dense gradient, or a tap."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastsketch.reference.patch_nce import accumulation_dtype
+
+
+def _at_channels(index: Tensor, channels: int) -> Tensor:  # [B, S] -> [B, C, S]
+    return index[:, None, :].expand(-1, channels, -1)
+
+
+def gather_patches_forward(
+    features: Tensor,  # [B, C, *spatial]
+    index: Tensor,  # [B, S] int64
+) -> Tensor:  # [B, S, C]
+    """The feature vectors at the positions, contiguous."""
+    flat = features.flatten(2)
+    return flat.gather(2, _at_channels(index, flat.shape[1])).mT.contiguous()
+
+
+def _scatter_add(base: Tensor, grad_patches: Tensor, index: Tensor) -> Tensor:
+    """`base` plus the patch gradients at their positions, summed in the accumulation dtype."""
+    flat = base.to(accumulation_dtype(base.dtype)).flatten(2)
+    values = grad_patches.to(flat.dtype).mT
+    total = flat.scatter_add(2, _at_channels(index, flat.shape[1]), values)
+    return torch.empty_like(base).copy_(total.view(base.shape))
+
+
+def gather_patches_backward(
+    grad_patches: Tensor,  # [B, S, C]
+    index: Tensor,  # [B, S] int64
+    spatial: Sequence[int],
+    channels_last: bool,
+) -> Tensor:  # [B, C, *spatial]
+    """The dense gradient of the features, in their layout; positions drawn twice add up."""
+    shape = (grad_patches.shape[0], grad_patches.shape[2], *spatial)
+    return _scatter_add(empty_features(grad_patches, shape, channels_last).zero_(), grad_patches, index)
+
+
+def tap_patches_backward(
+    grad_features: Tensor,  # [B, C, *spatial]
+    grad_patches: Tensor,  # [B, S, C]
+    index: Tensor,  # [B, S] int64
+) -> Tensor:  # [B, C, *spatial]
+    """A new tensor: the arriving feature gradient with the patch gradients added at their positions."""
+    return _scatter_add(grad_features, grad_patches, index)
+
+
+def empty_features(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
+    """Uninitialised features of `shape` in the asked layout, dtype and device of `like`."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    layout = formats[len(shape)] if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
