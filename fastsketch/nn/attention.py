@@ -1,0 +1,80 @@
+"""Dual-branch attention and the structure distribution map it gives (METHOD.md section 2)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastsketch.functional import attention_statistics
+
+QUERY_CHUNK = 1024
+"""Queries attended at a time without gradients, so that large pictures need no N×N matrix."""
+
+
+def _minmax(score: Tensor) -> Tensor:  # [B, N] -> [B, N]
+    """Scale each row to [0, 1]; a constant row becomes 0."""
+    low, high = score.amin(1, keepdim=True), score.amax(1, keepdim=True)
+    return (score - low) / torch.where(high > low, high - low, 1)
+
+
+class DualAttention(nn.Module):
+    """A residual block of a spatial and a channel attention branch [P: dual-branch; L: DANet, CVPR 2019; D].
+
+    out = F + γ_s·softmax(QKᵀ/√d)·V + γ_c·softmax(rowmax(FFᵀ) − FFᵀ)·F, with γ_s and γ_c learnt from 0.
+    The map is M = ½·minmax(attention received) + ½·minmax(norm of the channel branch) [D].
+
+    Args:
+        channels: C of the features.
+        reduction: d = C / reduction, at least 1.
+    """
+
+    def __init__(self, channels: int, reduction: int = 8) -> None:
+        super().__init__()
+        hidden = max(channels // reduction, 1)
+        self.query = nn.Conv2d(channels, hidden, 1)
+        self.key = nn.Conv2d(channels, hidden, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.spatial_gain = nn.Parameter(torch.zeros(()))
+        self.channel_gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, features: Tensor, return_map: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Attend.
+
+        Args:
+            features: [B, C, H, W].
+            return_map: also compute the structure map.
+
+        Returns:
+            The new features, like the given ones, and the map: [B, H, W] float32 in [0, 1], detached (or None).
+        """
+        query, key, value = (
+            branch(features).flatten(2).mT for branch in (self.query, self.key, self.value)
+        )  # [B, N, ·]
+        spatial = self._attend(query, key, value).mT.view_as(features)
+        channel = self._channel_branch(features)
+        out = features + self.spatial_gain * spatial + self.channel_gain * channel
+        structure = self._map(query, key, channel) if return_map else None
+        return out, structure
+
+    @staticmethod
+    def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # [B, N, C]
+        if torch.is_grad_enabled():
+            return F.scaled_dot_product_attention(query, key, value)
+        chunks = query.split(QUERY_CHUNK, dim=1)
+        return torch.cat([F.scaled_dot_product_attention(chunk, key, value) for chunk in chunks], dim=1)
+
+    @staticmethod
+    def _channel_branch(features: Tensor) -> Tensor:  # [B, C, H, W]
+        flat = features.flatten(2)
+        # The Gram matrix sums over all positions: too large for half precision.
+        with torch.autocast(features.device.type, enabled=False):
+            energy = flat.float() @ flat.float().mT if flat.dtype != torch.float64 else flat @ flat.mT
+            weights = (energy.amax(-1, keepdim=True) - energy).softmax(-1)
+        return (weights.to(flat.dtype) @ flat).view_as(features)
+
+    @staticmethod
+    @torch.no_grad()
+    def _map(query: Tensor, key: Tensor, channel: Tensor) -> Tensor:  # [B, H, W]
+        received, _ = attention_statistics(query.float(), key.float())
+        strength = torch.linalg.vector_norm(channel.flatten(2).float(), dim=1)
+        structure = (_minmax(received) + _minmax(strength)) / 2
+        return structure.view(channel.shape[0], *channel.shape[2:])

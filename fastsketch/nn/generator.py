@@ -1,0 +1,223 @@
+"""The ResNet generator with taps, a mask channel and dual attention (METHOD.md sections 1, 2 and 6)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastsketch.functional import tap_patches
+from fastsketch.nn.attention import DualAttention
+from fastsketch.nn.init import init_weights
+
+INPUT_BORDER = 3
+"""Reflection padding before the first convolution: the border of tapped layer 0."""
+
+
+def _binomial(values: Sequence[float], gain: float) -> Tensor:
+    row = torch.tensor(values)
+    kernel = row[:, None] * row[None, :]
+    return gain * kernel / kernel.sum()
+
+
+class BlurDownsample(nn.Module):
+    """Halve a map behind a binomial blur [L: Zhang, Making convolutional networks shift-invariant again, 2019]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("filt", _binomial([1, 2, 1], 1.0).repeat(channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, ⌈H/2⌉, ⌈W/2⌉]."""
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+
+
+class BlurUpsample(nn.Module):
+    """Double a map with a binomial interpolation [L: as `BlurDownsample`]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("filt", _binomial([1, 3, 3, 1], 4.0).repeat(channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, 2H, 2W]."""
+        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        wide = F.conv_transpose2d(padded, self.filt, stride=2, padding=2, groups=x.shape[1])
+        return wide[:, :, 1:-1, 1:-1]
+
+
+class ResnetBlock(nn.Module):
+    """Two reflection-padded 3×3 convolutions with instance norm, added to their input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels)]
+        rest = [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), nn.InstanceNorm2d(channels)]
+        self.conv_block = nn.Sequential(*half, nn.ReLU(), *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same shape."""
+        return x + self.conv_block(x)
+
+
+@dataclass(frozen=True)
+class EncoderFeatures:
+    """What a forward pass saw on its way.
+
+    Attributes:
+        layers: the tapped features, [B, C, H, W] each, part of the pass's graph.
+        structure: [B, h, w] in [0, 1], the structure map on the last tapped layer's grid; None without attention.
+    """
+
+    layers: list[Tensor]
+    structure: Tensor | None
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(H, W) of each tapped layer."""
+        return [tuple(layer.shape[2:]) for layer in self.layers]
+
+
+class ResnetGenerator(nn.Module):
+    """Antialiased ResNet generator [L: CUT] with a mask channel [P] and dual attention behind the last tap [P, D].
+
+    The layers stand in `model` under CUT's numbers, so its checkpoints (`model.1.weight` …) load where neither mask
+    nor attention is used.
+
+    Args:
+        in_channels: of the picture; the encoder also reads generated sketches, expanded to this many channels.
+        out_channels: of the sketch.
+        width: channels of the first convolution.
+        blocks: residual blocks, at least those the taps need.
+        mask_channel: take a mask as one more input channel.
+        attention: put `DualAttention` behind the last tapped layer.
+        tap_layers: ascending layer numbers to take patches from. Layer 0 is the padded picture, without its mask.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        width: int = 64,
+        blocks: int = 9,
+        *,
+        mask_channel: bool = True,
+        attention: bool = True,
+        tap_layers: Sequence[int] = (0, 4, 8, 12, 16),
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.mask_channel = mask_channel
+        self.tap_layers = tuple(tap_layers)
+        model: list[nn.Module] = [nn.ReflectionPad2d(INPUT_BORDER)]
+        model += [nn.Conv2d(in_channels + mask_channel, width, 7), nn.InstanceNorm2d(width), nn.ReLU()]
+        for channels in (width, 2 * width):
+            model += [nn.Conv2d(channels, 2 * channels, 3, padding=1), nn.InstanceNorm2d(2 * channels), nn.ReLU()]
+            model.append(BlurDownsample(2 * channels))
+        encoder_start = len(model)
+        model += [ResnetBlock(4 * width) for _ in range(blocks)]
+        last_block = len(model) - 1
+        for channels in (4 * width, 2 * width):
+            model += [BlurUpsample(channels), nn.Conv2d(channels, channels // 2, 3, padding=1)]
+            model += [nn.InstanceNorm2d(channels // 2), nn.ReLU()]
+        model += [nn.ReflectionPad2d(3), nn.Conv2d(width, out_channels, 7), nn.Tanh()]
+        self.model = nn.Sequential(*model)
+
+        taps = self.tap_layers
+        if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] > last_block:
+            raise ValueError(f"tap_layers must ascend within 0 to {last_block}, got {taps}")
+        if attention and taps[-1] < encoder_start:
+            raise ValueError(f"attention needs a last tap at {encoder_start} or later, got {taps[-1]}")
+        self.attention = DualAttention(4 * width) if attention else None
+        init_weights(self)
+
+    @property
+    def tap_borders(self) -> list[int]:
+        """Cells on each side of each tapped layer that lie outside the picture."""
+        return [INPUT_BORDER if layer == 0 else 0 for layer in self.tap_layers]
+
+    @property
+    def tap_channels(self) -> list[int]:
+        """C of each tapped layer."""
+        channels, count = {0: self.in_channels}, self.in_channels
+        for number, layer in enumerate(self.model):
+            if isinstance(layer, nn.Conv2d):
+                count = layer.out_channels
+            if number:
+                channels[number] = count
+        return [channels[layer] for layer in self.tap_layers]
+
+    def _padded_input(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Check and pad the picture (layer 0) and its mask."""
+        if image.dim() != 4 or image.shape[1] not in (1, self.in_channels):
+            raise ValueError(f"image must be [B, 1 or {self.in_channels}, H, W], got {list(image.shape)}")
+        if image.shape[2] % 4 or image.shape[3] % 4 or min(image.shape[2:]) < 8:
+            raise ValueError(
+                f"image sides must be multiples of 4, at least 8, got {image.shape[2]}×{image.shape[3]}; "
+                "fastsketch.training.images.pad_to_multiple pads"
+            )
+        if not self.mask_channel:
+            return self.model[0](image.expand(-1, self.in_channels, -1, -1)), None
+        wanted = (image.shape[0], 1, *image.shape[2:])
+        if mask is None or tuple(mask.shape) != wanted:
+            got = None if mask is None else list(mask.shape)
+            raise ValueError(f"mask must be {list(wanted)} for a generator with a mask channel, got {got}")
+        return self.model[0](image.expand(-1, self.in_channels, -1, -1)), self.model[0](mask.to(image.dtype))
+
+    def forward(
+        self, image: Tensor, mask: Tensor | None = None, *, return_features: bool = False
+    ) -> Tensor | tuple[Tensor, EncoderFeatures]:
+        """Translate, and on request show what was seen on the way, in one pass.
+
+        Args:
+            image: [B, in_channels or 1, H, W] in [-1, 1]; sides multiples of 4.
+            mask: [B, 1, H, W] in [0, 1], with a mask channel; ignored without.
+            return_features: also return the tapped features and the structure map.
+
+        Returns:
+            [B, out_channels, H, W] in [-1, 1]; or that and `EncoderFeatures`.
+
+        Raises:
+            ValueError: a wrong shape, or a mask that is missing.
+        """
+        x, padded_mask = self._padded_input(image, mask)
+        tapped, structure = [], None
+        for number, layer in enumerate(self.model):
+            if number:
+                x = layer(x)
+            if return_features and number in self.tap_layers:
+                tapped.append(x)
+            if number == 0 and padded_mask is not None:
+                x = torch.cat((x, padded_mask), dim=1)
+            if number == self.tap_layers[-1] and self.attention is not None:
+                x, structure = self.attention(x, return_map=return_features)
+        return (x, EncoderFeatures(tapped, structure)) if return_features else x
+
+    def encode_patches(self, image: Tensor, mask: Tensor | None, positions: Sequence[Tensor]) -> list[Tensor]:
+        """Patches at known positions, tapped on the way; stops at the last tapped layer.
+
+        Args:
+            image: [B, in_channels or 1, H, W] in [-1, 1], a generated sketch say.
+            mask: [B, 1, H, W] in [0, 1], with a mask channel.
+            positions: one int64 [B, S] a tapped layer, flat on that layer's grid.
+
+        Returns:
+            One [B, S, C] a tapped layer.
+        """
+        if len(positions) != len(self.tap_layers):
+            raise ValueError(f"positions must hold {len(self.tap_layers)} tensors, got {len(positions)}")
+        x, padded_mask = self._padded_input(image, mask)
+        patches: list[Tensor] = []
+        for number, layer in enumerate(self.model):
+            if number:
+                x = layer(x)
+            if number in self.tap_layers:
+                x, patch = tap_patches(x, positions[len(patches)])
+                patches.append(patch)
+            if number == self.tap_layers[-1]:
+                return patches
+            if number == 0 and padded_mask is not None:
+                x = torch.cat((x, padded_mask), dim=1)
+        raise AssertionError("unreachable: the last tapped layer is in the model")

@@ -1,0 +1,116 @@
+"""The losses of METHOD.md sections 1, 5 and 7 as modules."""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastsketch.functional import Negatives, patch_nce
+
+
+class MultiLayerPatchNCE(nn.Module):
+    """Patch contrastive loss of all tapped layers in one call: mean over queries, then over layers.
+
+    Args:
+        temperature: τ.
+        negatives: as `fastsketch.patch_nce`; ``batch`` stays within a layer.
+    """
+
+    def __init__(self, temperature: float = 0.07, negatives: Negatives = "image") -> None:
+        super().__init__()
+        self.temperature = temperature
+        self.negatives = negatives
+
+    def forward(
+        self,
+        query: Tensor,  # [L, B, S, D]
+        key: Tensor,  # [L, B, S, D]
+        *,
+        region: Tensor | None = None,  # [B, S]
+        weight: Tensor | None = None,  # [B, S]
+    ) -> Tensor:
+        """The loss of each image.
+
+        Args:
+            query: [L, B, S, D] projected patches of the generated picture, not normalised.
+            key: [L, B, S, D] of the source; detached here.
+            region: integer [B, S]; used by the regional choices of negatives only.
+            weight: [B, S] factor of each query.
+
+        Returns:
+            float32 [B]: mean over layers of the (weighted) mean over queries; average it for the batch's loss.
+        """
+        layers, batch, samples, dim = query.shape
+        regional = self.negatives in ("same_region", "other_regions")
+        rows = (layers, batch * samples, dim) if self.negatives == "batch" else (layers * batch, samples, dim)
+        loss = patch_nce(
+            query.reshape(rows),
+            key.detach().reshape(rows),
+            temperature=self.temperature,
+            negatives="image" if self.negatives == "batch" else self.negatives,
+            region=region.repeat(layers, 1) if regional and region is not None else None,
+            normalize=True,
+            reduction="none",
+        ).view(layers, batch, samples)
+        if weight is None:
+            return loss.mean((0, 2))
+        total = weight.sum(1)
+        return (loss * weight).sum(2).mean(0) / torch.where(total > 0, total, 1)
+
+
+class LeastSquaresGANLoss(nn.Module):
+    """LSGAN: mean squared distance of the scores to 1 (real) or 0 (fake) [L: Mao et al., ICCV 2017]."""
+
+    def forward(self, score: Tensor, is_real: bool) -> Tensor:
+        """A scalar for scores of any shape."""
+        return (score.float() - float(is_real)).square().mean()
+
+
+class PixelLoss(nn.L1Loss):
+    """Mean absolute difference of generated and paired sketch [P: pixel-wise; D: L1]."""
+
+
+class PerceptualLoss(nn.Module):
+    """Mean absolute difference of VGG16 features, averaged over four layers [P; D; L: Johnson et al., ECCV 2016].
+
+    Args:
+        vgg16_features: torchvision's `vgg16().features` (or its head), frozen here. It comes with ImageNet weights
+            from `fastsketch.weights.load_vgg16_features`.
+    """
+
+    LAYERS: ClassVar[dict[str, int]] = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15, "relu4_3": 22}
+
+    def __init__(self, vgg16_features: nn.Sequential) -> None:
+        super().__init__()
+        self.features = vgg16_features[: max(self.LAYERS.values()) + 1].eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+
+    def _taps(self, image: Tensor) -> list[Tensor]:
+        x = ((image.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std
+        taps = []
+        for number, layer in enumerate(self.features):
+            x = layer(x)
+            if number in self.LAYERS.values():
+                taps.append(x)
+                x = x.clone() if self._next_is_in_place(number) else x
+        return taps
+
+    def _next_is_in_place(self, number: int) -> bool:
+        return number + 1 < len(self.features) and getattr(self.features[number + 1], "inplace", False)
+
+    def forward(self, generated: Tensor, target: Tensor) -> Tensor:
+        """Compare.
+
+        Args:
+            generated: [B, 1 or 3, H, W] in [-1, 1]; sides at least 16.
+            target: like `generated`; no gradient.
+
+        Returns:
+            float32 scalar.
+        """
+        with torch.no_grad():
+            wanted = self._taps(target)
+        pairs = zip(self._taps(generated), wanted, strict=True)
+        return torch.stack([F.l1_loss(a.float(), b.float()) for a, b in pairs]).mean()

@@ -1,0 +1,69 @@
+"""The projection head: one small MLP a tapped layer (METHOD.md section 1)."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastsketch.nn.init import init_weights
+
+
+class PatchProjection(nn.Module):
+    """Two linear layers C → D → D with a ReLU between for each tapped layer [L: CUT's netF].
+
+    Parameters carry CUT's names (`mlp_0.0.weight` …), so that its checkpoints load. Always computed in float32:
+    at initialisation the projected norms are as small as 3e-5.
+
+    Args:
+        channels: C of each layer; None: read from the first input (or from a checkpoint).
+        dim: D.
+        gain: scale of the initial weights.
+    """
+
+    def __init__(self, channels: Sequence[int] | None = None, dim: int = 256, gain: float = 0.02) -> None:
+        super().__init__()
+        self.dim = dim
+        self.gain = gain
+        self.num_layers = 0
+        if channels is not None:
+            self.build(channels)
+
+    def build(self, channels: Sequence[int]) -> None:
+        """Make the MLPs for these channel counts, once."""
+        if self.num_layers:
+            raise RuntimeError("the projection is built already")
+        for layer, count in enumerate(channels):
+            mlp = nn.Sequential(nn.Linear(count, self.dim), nn.ReLU(), nn.Linear(self.dim, self.dim))
+            init_weights(mlp, self.gain)
+            setattr(self, f"mlp_{layer}", mlp)
+        self.num_layers = len(channels)
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
+        """Load; a projection not built yet takes its shapes from the checkpoint."""
+        if not self.num_layers:
+            channels = []
+            while (name := f"mlp_{len(channels)}.0.weight") in state_dict:
+                channels.append(state_dict[name].shape[1])
+            self.build(channels)
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+    def forward(self, patches: Sequence[Tensor]) -> Tensor:
+        """Project.
+
+        Args:
+            patches: one [B, S, C] a layer.
+
+        Returns:
+            [L, B, S, D] in float32 (float64 for float64 parameters), not normalised.
+
+        Raises:
+            ValueError: as many tensors as layers are needed.
+        """
+        if not self.num_layers:
+            self.build([x.shape[-1] for x in patches])
+            self.to(patches[0].device)
+        if len(patches) != self.num_layers:
+            raise ValueError(f"patches must hold {self.num_layers} tensors, one a layer, got {len(patches)}")
+        with torch.autocast(patches[0].device.type, enabled=False):
+            mlps = [getattr(self, f"mlp_{layer}") for layer in range(self.num_layers)]
+            return torch.stack([mlp(x.to(mlp[0].weight.dtype)) for mlp, x in zip(mlps, patches, strict=True)])

@@ -1,0 +1,184 @@
+"""Regions and density sampling on the structure map (METHOD.md sections 3 and 4), for all layers at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastsketch.functional import local_density, sample_patches
+
+
+def segment_regions(structure_map: Tensor, num_regions: int = 4, mask: Tensor | None = None) -> Tensor:
+    """Cut a picture into regions by the quantiles of its structure map [P: regions from the map; D: how].
+
+    Args:
+        structure_map: [B, H, W], finite.
+        num_regions: R, 2 to 1024, the background included.
+        mask: [B, 1, H', W'] in [0, 1], resized to the map by averaging; below one half is background. None: no
+            background.
+
+    Returns:
+        int64 [B, H, W]: 0 is the background; the foreground is 1 to R−1 by ascending map value, cut at its
+        quantiles, image by image.
+
+    Raises:
+        ValueError: a wrong shape or number.
+    """
+    if structure_map.dim() != 3:
+        raise ValueError(f"structure_map must be [B, H, W], got {list(structure_map.shape)}")
+    if not 2 <= num_regions <= 1024:
+        raise ValueError(f"num_regions must be 2 to 1024, got {num_regions}")
+    values = structure_map.flatten(1).float()
+    background = torch.zeros_like(values, dtype=torch.bool)
+    if mask is not None:
+        if mask.dim() != 4 or mask.shape[:2] != (structure_map.shape[0], 1):
+            raise ValueError(f"mask must be [{structure_map.shape[0]}, 1, H, W], got {list(mask.shape)}")
+        background = F.adaptive_avg_pool2d(mask.float(), structure_map.shape[1:]).flatten(1) < 0.5
+    cuts = torch.arange(1, num_regions - 1, device=values.device) / (num_regions - 1)
+    bounds = values.masked_fill(background, torch.nan).nanquantile(cuts, dim=1)  # [R-2, B]
+    region = 1 + (values > bounds[..., None]).sum(0)
+    return region.masked_fill(background, 0).view(structure_map.shape)
+
+
+def place_positions(
+    index: Tensor,  # [B, S]
+    grid: Sequence[int],
+    size: Sequence[int],
+    *,
+    border: int = 0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Put positions of one grid into a finer (or coarser) one that covers the same picture [D].
+
+    Args:
+        index: int64 [B, S] flat positions on `grid`.
+        grid: (h, w) the positions were drawn on.
+        size: (H, W) of the other grid, its border included.
+        border: cells of `size` on each side that lie outside the picture (3 for the padded input).
+        generator: source of the random cell inside each position's block.
+
+    Returns:
+        int64 [B, S] flat positions on `size`, each in the block that its cell of `grid` covers.
+    """
+    coordinates = torch.stack((index // grid[1], index % grid[1]))
+    inner = [side - 2 * border for side in size]
+    if min(inner) < 1:
+        raise ValueError(f"border {border} leaves nothing of size {tuple(size)}")
+    offset = torch.rand((2, *index.shape), generator=generator, device=index.device)
+    placed = []
+    for place, cells, total, u in zip(coordinates, inner, grid, offset, strict=True):
+        first = place * cells // total
+        last = torch.maximum((place + 1) * cells // total, first + 1)
+        placed.append(first + (u * (last - first)).long() + border)
+    return placed[0] * size[1] + placed[1]
+
+
+@dataclass(frozen=True)
+class PatchSample:
+    """Positions drawn on the map's grid, and what is known of them.
+
+    Attributes:
+        index: int64 [B, S] flat positions on `grid`.
+        region: int64 [B, S], the region of each.
+        weight: float [B, S] multiplicity of each, or None.
+        grid: (h, w) of the map.
+    """
+
+    index: Tensor
+    region: Tensor
+    weight: Tensor | None
+    grid: tuple[int, int]
+
+    def on(
+        self,
+        sizes: Sequence[Sequence[int]],
+        borders: Sequence[int],
+        generator: torch.Generator | None = None,
+    ) -> list[Tensor]:
+        """The same facial points on each layer's grid: a list of [B, S], one a layer."""
+        return [
+            self.index
+            if tuple(size) == self.grid and border == 0
+            else place_positions(self.index, self.grid, size, border=border, generator=generator)
+            for size, border in zip(sizes, borders, strict=True)
+        ]
+
+
+class StructureSampler(nn.Module):
+    """Draws the patches of an image from its structure map: one set of positions for all layers.
+
+    With neither regions nor density this is CUT's uniform sampling without replacement.
+
+    Args:
+        num_patches: S; fewer where the map has fewer positions.
+        regions: share the samples out over regions of the map [P].
+        dynamic: sample in proportion to the feature density, boosted above a threshold [P].
+        num_regions: R, the background included [D].
+        window: side of the density's box mean, in map positions [D].
+        threshold: in units of the mean density [D].
+        boost: factor above the threshold [P: doubled].
+        multiplicity: above the threshold weigh a sample's loss by `boost`, and do not draw it more often [D].
+    """
+
+    def __init__(
+        self,
+        num_patches: int = 256,
+        *,
+        regions: bool = True,
+        dynamic: bool = True,
+        num_regions: int = 4,
+        window: int = 7,
+        threshold: float = 1.5,
+        boost: float = 2.0,
+        multiplicity: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_patches = num_patches
+        self.regions = regions
+        self.dynamic = dynamic
+        self.num_regions = num_regions
+        self.window = window
+        self.threshold = threshold
+        self.boost = boost
+        self.multiplicity = multiplicity
+
+    @torch.no_grad()
+    def forward(
+        self,
+        structure_map: Tensor,
+        mask: Tensor | None = None,
+        *,
+        region: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> PatchSample:
+        """Draw.
+
+        Args:
+            structure_map: [B, h, w] in [0, 1].
+            mask: [B, 1, H, W] in [0, 1]; its background is region 0.
+            region: integer [B, h, w] to use in place of the map's own regions (a face parsing, say).
+            generator: source of the random numbers.
+
+        Returns:
+            The sample; S is `num_patches`, or h·w if that is less.
+        """
+        _batch, height, width = structure_map.shape
+        if region is None and self.regions:
+            region = segment_regions(structure_map, self.num_regions, mask)
+        density = local_density(structure_map, self.window) if self.dynamic else torch.ones_like(structure_map)
+        index = sample_patches(
+            density,
+            min(self.num_patches, height * width),
+            region=region,
+            threshold=self.threshold,
+            boost=1.0 if self.multiplicity else self.boost,
+            generator=generator,
+        )
+        picked = torch.zeros_like(index) if region is None else region.flatten(1).gather(1, index).long()
+        weight = None
+        if self.multiplicity and self.dynamic:
+            dense = density.flatten(1).gather(1, index) > self.threshold * density.mean((1, 2))[:, None]
+            weight = torch.where(dense, self.boost, 1.0)
+        return PatchSample(index, picked, weight, (height, width))
