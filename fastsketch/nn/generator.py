@@ -1,6 +1,6 @@
 """The ResNet generator with taps, a mask channel and dual attention (METHOD.md sections 1, 2 and 6)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -182,18 +182,19 @@ class ResnetGenerator(nn.Module):
         Raises:
             ValueError: a wrong shape, or a mask that is missing.
         """
-        x, padded_mask = self._padded_input(image, mask)
-        tapped, structure = [], None
-        for number, layer in enumerate(self.model):
-            if number:
-                x = layer(x)
-            if return_features and number in self.tap_layers:
-                tapped.append(x)
-            if number == 0 and padded_mask is not None:
-                x = torch.cat((x, padded_mask), dim=1)
-            if number == self.tap_layers[-1] and self.attention is not None:
-                x, structure = self.attention(x, return_map=return_features)
+        x, tapped = self._encode(image, mask)
+        structure = None
+        if self.attention is not None:
+            x, structure = self.attention(x, return_map=return_features)
+        for layer in self.model[self.tap_layers[-1] + 1 :]:
+            x = layer(x)
         return (x, EncoderFeatures(tapped, structure)) if return_features else x
+
+    def encode(self, image: Tensor, mask: Tensor | None = None) -> EncoderFeatures:
+        """The features and the structure map that `forward` would return, without drawing the sketch."""
+        x, tapped = self._encode(image, mask)
+        structure = None if self.attention is None else self.attention(x, return_map=True)[1]
+        return EncoderFeatures(tapped, structure)
 
     def encode_patches(self, image: Tensor, mask: Tensor | None, positions: Sequence[Tensor]) -> list[Tensor]:
         """Patches at known positions, tapped on the way; stops at the last tapped layer.
@@ -208,16 +209,28 @@ class ResnetGenerator(nn.Module):
         """
         if len(positions) != len(self.tap_layers):
             raise ValueError(f"positions must hold {len(self.tap_layers)} tensors, got {len(positions)}")
-        x, padded_mask = self._padded_input(image, mask)
         patches: list[Tensor] = []
-        for number, layer in enumerate(self.model):
+
+        def tap(x: Tensor) -> Tensor:
+            x, patch = tap_patches(x, positions[len(patches)])
+            patches.append(patch)
+            return x
+
+        self._encode(image, mask, tap)
+        return patches
+
+    def _encode(
+        self, image: Tensor, mask: Tensor | None, tap: Callable[[Tensor], Tensor] = lambda x: x
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run up to the last tapped layer; `tap` may replace each tapped feature map. (last map, all of them)."""
+        x, padded_mask = self._padded_input(image, mask)
+        tapped = []
+        for number, layer in enumerate(self.model[: self.tap_layers[-1] + 1]):
             if number:
                 x = layer(x)
             if number in self.tap_layers:
-                x, patch = tap_patches(x, positions[len(patches)])
-                patches.append(patch)
-            if number == self.tap_layers[-1]:
-                return patches
+                x = tap(x)
+                tapped.append(x)
             if number == 0 and padded_mask is not None:
                 x = torch.cat((x, padded_mask), dim=1)
-        raise AssertionError("unreachable: the last tapped layer is in the model")
+        return x, tapped

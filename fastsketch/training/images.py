@@ -56,9 +56,7 @@ def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
         # Pillow opens 16-bit grey as "I;16" (PNG, TIFF) or "I" (PGM): both hold 0..65535.
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise FastsketchError(
-                f"{path}: expected integer values in 0..65535, got {values.min()}..{values.max()}"
-            )
+            raise FastsketchError(f"{path}: expected integer values in 0..65535, got {values.min()}..{values.max()}")
         values = (values.astype(np.uint32) + 128) // 257
         return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if image.mode == "F":
@@ -179,9 +177,7 @@ def centred_padding(size: tuple[int, int], height: int, width: int) -> Padding:
     """
     extra_h, extra_w = height - size[0], width - size[1]
     if extra_h < 0 or extra_w < 0:
-        raise ValueError(
-            f"canvas {height}x{width} is smaller than the image {size[0]}x{size[1]} (H x W)"
-        )
+        raise ValueError(f"canvas {height}x{width} is smaller than the image {size[0]}x{size[1]} (H x W)")
     left, top = extra_w // 2, extra_h // 2
     return Padding(left, top, extra_w - left, extra_h - top)
 

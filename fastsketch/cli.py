@@ -1,0 +1,205 @@
+"""The command line: train, generate, evaluate, info. Each is a dataclass of options and a function."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fastsketch.errors import FastsketchError
+
+USAGE = """fastsketch: pencil portraits from face photos, by patch-contrastive learning
+
+  fastsketch train     --data DIR --out RUN    train a generator (or --data builtin: drawn faces)
+  fastsketch generate  PHOTO... -o DIR --weights FILE    draw sketches of photos
+  fastsketch evaluate  GENERATED --data DIR    compare drawings with a data set's sketches
+  fastsketch info                              versions, devices, operator implementations
+
+fastsketch COMMAND --help lists a command's options."""
+
+
+@dataclass
+class Generate:
+    """Draw sketches of photos: files, folders, or a split of a data set."""
+
+    photos: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Picture files, or folders of them; any size, grey, RGB or RGBA."""
+    weights: Path = tyro.MISSING
+    """generator.safetensors of a run."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = tyro.MISSING
+    """Folder to draw into: NAME.png, or SUBSET/NAME.png with --data."""
+    data: str | None = None
+    """A data set's folder, in place of PHOTOs."""
+    split: Literal["train", "test"] = "test"
+    """Which part of it."""
+    masks: Literal["auto", "folder", "white", "grabcut", "person", "none"] = "auto"
+    """Where masks come from, for a generator that reads them."""
+    weights_dir: Path | None = None
+    """Folder of pretrained weights, for --masks person."""
+    device: str = "auto"
+    """cpu, cuda …; auto: a GPU if there is one."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+@dataclass
+class Evaluate:
+    """Compare drawings with the sketches of a data set: FSIM, SSIM, LPIPS, FID, per subset and over all."""
+
+    generated: Annotated[Path, tyro.conf.Positional]
+    """Folder of drawings: SUBSET/NAME.png, or NAME.png for a plain pair of folders."""
+    data: str = tyro.MISSING
+    """The data set's folder."""
+    split: Literal["train", "test"] = "test"
+    """Which part of it."""
+    out: Path | None = None
+    """Folder for metrics.csv, summary.csv and metrics.json; default: the folder of drawings."""
+    metrics: tuple[Literal["fsim", "ssim", "lpips-alex", "lpips-vgg", "fid"], ...] = (
+        "fsim",
+        "ssim",
+        "lpips-alex",
+        "lpips-vgg",
+        "fid",
+    )
+    """What to compute."""
+    weights_dir: Path | None = None
+    """Folder of pretrained weights (alexnet_features.safetensors, vgg16_features.safetensors)."""
+    inception: Path | None = None
+    """Inception weights, for FID."""
+    batch_size: int = 8
+    """Pictures at a time."""
+    device: str = "auto"
+    """cpu, cuda …; auto: a GPU if there is one."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def _data_folder(name: str, cache: Path) -> Path:
+    """The folder of this name; "builtin" is drawn into `cache` first."""
+    if name != "builtin":
+        return Path(name)
+    from fastsketch.training.faces import write_faces
+
+    return write_faces(cache, progress=True)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from fastsketch.training.config import PRESETS, TrainConfig
+    from fastsketch.training.trainer import RunPaths, Trainer, load_settings
+
+    base = _train_default(arguments, TrainConfig, PRESETS, lambda out: load_settings(RunPaths(out).settings))
+    config = tyro.cli(TrainConfig, args=arguments, prog="fastsketch train", default=base)
+    trainer = Trainer(config, _data_folder(config.data, config.out / "data"))
+    count, device = len(trainer.dataset), trainer.device
+    print(f"{config.preset} on {count} pictures, {config.total_epochs} epochs, {device}; run in {config.out}")
+    if trainer.run():
+        print(f"done: {trainer.paths.generator}; pictures in {trainer.paths.pictures}, curves {trainer.paths.curve}")
+        return 0
+    print(f"stopped and saved at step {trainer.step}; go on with: fastsketch train --out {config.out} --resume")
+    return 130
+
+
+def _train_default(arguments, config_type, presets, saved):
+    """Defaults of the command line: the chosen preset's, or with --resume the settings of the run."""
+
+    def value(flag: str) -> str | None:
+        for number, word in enumerate(arguments):
+            if word == flag and number + 1 < len(arguments):
+                return arguments[number + 1]
+            if word.startswith(f"{flag}="):
+                return word.removeprefix(f"{flag}=")
+        return None
+
+    out = value("--out")
+    if "--resume" in arguments and out is not None:
+        return saved(Path(out))
+    name = value("--preset") or "fsscl"
+    if name not in presets:
+        raise FastsketchError(f"--preset must be one of {', '.join(presets)}, got {name}")
+    return config_type(data=tyro.MISSING, out=tyro.MISSING, **{"preset": name, **presets[name]})
+
+
+def _generate(arguments: Sequence[str]) -> int:
+    from fastsketch.training.checkpoint import load_generator
+    from fastsketch.training.generate import draw_sketches, find_photos
+    from fastsketch.training.masks import MaskSource
+    from fastsketch.training.pairs import find_pairs
+    from fastsketch.training.trainer import choose_device
+
+    options = tyro.cli(Generate, args=arguments, prog="fastsketch generate")
+    if bool(options.photos) == bool(options.data):
+        raise FastsketchError("give either PHOTOs (files or folders) or --data DIR")
+    if options.data:
+        photos = find_pairs(_data_folder(options.data, options.out / "data"), options.split, unpaired=True)
+    else:
+        photos = find_photos(options.photos)
+    generator = load_generator(options.weights, choose_device(options.device))
+    masks = MaskSource(options.masks, weights_dir=options.weights_dir)
+    drawn = draw_sketches(generator, photos, options.out, masks, options.quiet)
+    print(f"{len(drawn)} sketches in {options.out}")
+    return 0
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    from fastsketch.metrics import Item, evaluate
+    from fastsketch.training.pairs import find_pairs
+    from fastsketch.training.trainer import choose_device
+
+    options = tyro.cli(Evaluate, args=arguments, prog="fastsketch evaluate")
+    if not options.generated.is_dir():
+        raise FastsketchError(f"{options.generated}: no such folder of drawings")
+    items = []
+    for pair in find_pairs(_data_folder(options.data, options.generated / "data"), options.split):
+        names = (options.generated / pair.subset / f"{pair.name}.png", options.generated / f"{pair.name}.png")
+        path = next((p for p in names if p.is_file()), None)
+        if path is None:
+            raise FastsketchError(f"{names[0]}: no drawing of {pair.photo}")
+        items.append(Item(pair.subset, pair.name, path, pair.sketch))
+    result = evaluate(
+        items,
+        metrics=options.metrics,
+        weights_dir=options.weights_dir,
+        inception=options.inception,
+        device=str(choose_device(options.device)),
+        batch_size=options.batch_size,
+        progress=not options.quiet,
+    )
+    out = options.out or options.generated
+    result.save(out)
+    print(result.table())
+    print(f"saved in {out}: metrics.csv, summary.csv, metrics.json")
+    return 0
+
+
+def _info(arguments: Sequence[str]) -> int:
+    from fastsketch.info import report
+
+    if arguments:
+        raise FastsketchError(f"info takes no options, got {' '.join(arguments)}")
+    print(report())
+    return 0
+
+
+COMMANDS = {"train": _train, "generate": _generate, "evaluate": _evaluate, "info": _info}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 0, 1 (an error, one line), 2 (bad usage) or 130 (Ctrl-C)."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0 if arguments else 2)
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"fastsketch: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        raise SystemExit(2)
+    try:
+        code = command(arguments[1:])
+    except FastsketchError as error:
+        print(f"fastsketch: error: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    raise SystemExit(code)

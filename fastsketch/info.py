@@ -1,0 +1,52 @@
+"""What `fastsketch info` prints: versions, devices, and which implementation each operator uses."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from fastsketch import __version__, _backend
+
+PACKAGES = ("torch", "torchvision", "triton", "numpy", "piq", "lpips", "torchmetrics", "safetensors")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _devices() -> list[str]:
+    lines = [
+        f"cpu     {platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    ]
+    for number in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(number)
+        memory = facts.total_memory / 2**30
+        lines.append(f"cuda:{number}  {facts.name}, sm_{facts.major}{facts.minor}, {memory:.0f} GiB")
+    if len(lines) == 1:
+        built = f"torch built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch built without CUDA"
+        lines.append(f"cuda    none ({built}, no device found)")
+    return lines
+
+
+def _operators(device_type: str) -> list[str]:
+    lines = []
+    for kernel, (used, passed_over) in _backend.explain(device_type).items():
+        why = "".join(f"  (not {name}: {reason})" for name, reason in passed_over.items())
+        lines.append(f"{device_type:5} {kernel:30} {used}{why}")
+    return lines
+
+
+def report() -> str:
+    """The report as text."""
+    sections = {
+        f"fastsketch {__version__}": [f"python {platform.python_version()}, {platform.platform()}"],
+        "packages": [f"{name:12} {_version(name)}" for name in PACKAGES],
+        "devices": _devices(),
+        "operators": [line for device in ("cpu", "cuda") for line in _operators(device)],
+    }
+    return "\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in sections.items())

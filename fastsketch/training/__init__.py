@@ -1,0 +1,1 @@
+"""From a folder of photos and sketches to a generator that draws."""

@@ -1,0 +1,101 @@
+"""Files of a run: written whole or not at all, and read without running anything in them."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from fastsketch.errors import FastsketchError
+from fastsketch.nn import ResnetGenerator
+from fastsketch.training.images import written_whole
+
+FORMAT = 1
+"""Version of the checkpoint's layout."""
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """A file, whole or not at all; what stood there before stays when it cannot be written."""
+    with written_whole(path) as part:
+        part.write_bytes(content)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Everything a run needs to go on, as tensors and plain values."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """Read a checkpoint (weights only: no code in it is run).
+
+    Raises:
+        FastsketchError: no such file, not a checkpoint, or of another format.
+    """
+    if not path.is_file():
+        raise FastsketchError(f"{path}: no such checkpoint")
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # a damaged or hostile pickle raises nearly anything
+        reason = str(error).strip().split("\n")[0]
+        raise FastsketchError(f"{path}: not a readable checkpoint ({reason})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise FastsketchError(f"{path}: not a fastsketch checkpoint of format {FORMAT}")
+    return state
+
+
+def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Load a state dict; names or shapes that do not fit are one clear error."""
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        expected, got = module.state_dict(), state
+        missing = sorted(set(expected) - set(got))
+        surplus = sorted(set(got) - set(expected))
+        shapes = [
+            f"{n} is {list(got[n].shape)} and should be {list(expected[n].shape)}"
+            for n in expected
+            if n in got and got[n].shape != expected[n].shape
+        ]
+        parts = [f"missing {missing[0]}"] * bool(missing) + [f"surplus {surplus[0]}"] * bool(surplus) + shapes[:1]
+        raise FastsketchError(f"{source}: weights of another architecture ({'; '.join(parts)})") from error
+
+
+ARCHITECTURE = ("in_channels", "out_channels", "width", "blocks", "mask_channel", "attention")
+
+
+def save_generator(path: Path, generator: ResnetGenerator, architecture: dict[str, Any]) -> None:
+    """The generator alone as safetensors, its architecture beside the weights.
+
+    Args:
+        path: the file.
+        generator: its weights.
+        architecture: the arguments named in `ARCHITECTURE`.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in generator.state_dict().items()}
+    metadata = {"fastsketch": json.dumps({name: architecture[name] for name in ARCHITECTURE})}
+    write_bytes(path, to_safetensors(tensors, metadata))
+
+
+def load_generator(path: Path, device: torch.device | str = "cpu") -> ResnetGenerator:
+    """Rebuild a generator from its safetensors file, in eval mode.
+
+    Raises:
+        FastsketchError: no such file, not one of ours, or weights that do not fit.
+    """
+    if not path.is_file():
+        raise FastsketchError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            architecture = json.loads((file.metadata() or {})["fastsketch"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        generator = ResnetGenerator(**{name: architecture[name] for name in ARCHITECTURE})
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise FastsketchError(f"{path}: not a generator saved by fastsketch ({error})") from error
+    load_weights(generator, state, str(path))
+    return generator.to(device).eval()

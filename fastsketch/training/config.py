@@ -1,0 +1,217 @@
+"""All settings of a training run, in one dataclass; presets are data."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from fastsketch.errors import FastsketchError
+from fastsketch.functional import Negatives
+
+Preset = Literal["cut", "fastcut", "fsscl"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "fsscl": {},
+    "cut": {
+        "attention": False,
+        "regions": False,
+        "dynamic": False,
+        "mask": False,
+        "lambda_pixel": 0.0,
+        "lambda_perceptual": 0.0,
+        "epochs": 200,
+        "decay_epochs": 200,
+    },
+    "fastcut": {
+        "attention": False,
+        "regions": False,
+        "dynamic": False,
+        "mask": False,
+        "lambda_pixel": 0.0,
+        "lambda_perceptual": 0.0,
+        "lambda_nce": 10.0,
+        "identity": False,
+        "flip_equivariance": True,
+        "epochs": 150,
+        "decay_epochs": 50,
+    },
+}
+"""What each preset changes from the defaults, which are the paper's full method, `fsscl`."""
+
+RESUMABLE = {"resume", "epochs", "decay_epochs", "workers", "device", "log_every", "save_every", "weights_dir", "data"}
+"""What may differ between a run and its resumption."""
+
+
+@dataclass
+class TrainConfig:
+    """Settings of `fastsketch train`. Defaults are METHOD.md's full method; [D] marks this project's decisions."""
+
+    data: str
+    """Folder of photos and sketches (SUBSET/train/photos …, or photos/ and sketches/), or "builtin"."""
+    out: Path
+    """Folder of the run: settings, checkpoints, weights, pictures, curves."""
+    preset: Preset = "fsscl"
+    """Where all other defaults come from: the full method, CUT, or FastCUT."""
+    resume: bool = False
+    """Go on with the run in `out`, bit for bit on CPU."""
+
+    image_size: int = 256
+    """Side of the square canvas that a photo is padded to (larger photos are scaled down), in pixels."""
+    crop_size: int | None = None
+    """Side of a random crop of the canvas to train on; None: the whole canvas."""
+    sketch_channels: int = 1
+    """1: grey sketches; 3: colour."""
+    unpaired: bool = False
+    """Pair each photo with a random sketch: no pixel or perceptual loss then."""
+    flip: bool = True
+    """Mirror half of the pictures."""
+    masks: Literal["auto", "folder", "white", "grabcut", "person", "none"] = "auto"
+    """Where the masks come from."""
+
+    width: int = 64
+    """Channels of the generator's first layer."""
+    blocks: int = 9
+    """Residual blocks of the generator (at least 5, the last tapped)."""
+    discriminator_width: int = 64
+    """Channels of the discriminator's first layer."""
+    projection_dim: int = 256
+    """Width of the projected patches."""
+    attention: bool = True
+    """Dual-branch attention and its structure map; needed by regions and dynamic sampling [P]."""
+    mask: bool = True
+    """The mask as an additional input [P]."""
+
+    num_patches: int = 256
+    """Patches an image and layer."""
+    regions: bool = True
+    """Share the patches out over regions of the structure map [P]."""
+    dynamic: bool = True
+    """Sample by the feature density of the structure map [P]."""
+    num_regions: int = 4
+    """Regions, the background included [D]."""
+    density_window: int = 7
+    """Side of the density's box mean on the map [D]."""
+    density_threshold: float = 1.5
+    """Density, in units of its mean, above which samples are boosted [D]."""
+    density_boost: float = 2.0
+    """Factor of the sampling frequency above the threshold [P: doubled]."""
+    multiplicity: bool = False
+    """Above the threshold weigh a sample's loss, and do not draw it more often [D]."""
+    negatives: Negatives = "image"
+    """Which other patches are a patch's negatives."""
+    temperature: float = 0.07
+    """Of the contrastive loss."""
+
+    lambda_gan: float = 1.0
+    """Weight of the adversarial loss."""
+    lambda_nce: float = 1.0
+    """Weight of the contrastive loss."""
+    lambda_pixel: float = 10.0
+    """Weight of the pixel-wise L1 loss, 0 turns it off [P: added; D: how much]."""
+    lambda_perceptual: float = 10.0
+    """Weight of the VGG16 perceptual loss, 0 turns it off [P: added; D: how much]."""
+    identity: bool = True
+    """Contrastive loss of the identity term too, ½ each."""
+    flip_equivariance: bool = False
+    """FastCUT's flip-equivariance augmentation."""
+
+    batch_size: int = 1
+    """Pictures a step."""
+    epochs: int = 50
+    """Epochs at the full learning rate."""
+    decay_epochs: int = 50
+    """Epochs of linear decay after them."""
+    lr: float = 2e-4
+    """Adam's learning rate."""
+    betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's momenta."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Autocast dtype of the networks; the contrastive loss is always float32."""
+    seed: int = 0
+    """Of everything random."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto: a GPU if there is one."""
+    workers: int = 0
+    """Data loading processes; the data set is kept decoded in memory either way."""
+    weights_dir: Path | None = None
+    """Folder of pretrained weights (vgg16_features.safetensors …) for machines that cannot download."""
+    perceptual_weights: Literal["imagenet", "random"] = "imagenet"
+    """VGG16's weights; random (fixed, seeded) serves where ImageNet's cannot be had, and is worse."""
+
+    log_every: int = 10
+    """Steps between two rows of losses.csv and TensorBoard."""
+    save_every: int = 0
+    """Steps between checkpoints beside the one after each epoch; 0: none."""
+    pictures: int = 4
+    """Rows of the picture grid after each epoch; 0: none."""
+
+    def __post_init__(self) -> None:
+        positive = "image_size width blocks discriminator_width projection_dim num_patches batch_size log_every"
+        for name in positive.split():
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ["epochs", "decay_epochs", "workers", "save_every", "pictures", "seed"]:
+            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        for name in ["lambda_gan", "lambda_nce", "lambda_pixel", "lambda_perceptual", "density_threshold"]:
+            value = getattr(self, name)
+            _require(0 <= value < float("inf"), name, "finite and at least 0", value)
+        for name in ["lr", "temperature", "density_boost"]:
+            value = getattr(self, name)
+            _require(0 < value < float("inf"), name, "finite and above 0", value)
+        _require(self.blocks >= 5, "blocks", "at least 5 (layer 16 is tapped)", self.blocks)
+        _require(self.sketch_channels in (1, 3), "sketch_channels", "1 or 3", self.sketch_channels)
+        _require(2 <= self.num_regions <= 1024, "num_regions", "2 to 1024", self.num_regions)
+        _require(self.density_window % 2 == 1, "density_window", "odd", self.density_window)
+        _require(self.epochs + self.decay_epochs > 0, "epochs", "above 0 in all", self.epochs)
+        side = self.crop_size or self.image_size
+        _require(side % 4 == 0 and side >= 32, "crop_size or image_size", "a multiple of 4, at least 32", side)
+        _require(side <= self.image_size, "crop_size", f"at most image_size {self.image_size}", side)
+        if (self.regions or self.dynamic) and not self.attention:
+            raise FastsketchError("regions and dynamic need attention: add --no-regions --no-dynamic, or --attention")
+        if self.unpaired and (self.lambda_pixel or self.lambda_perceptual):
+            raise FastsketchError(
+                "unpaired data has no target to compare with: add --lambda-pixel 0 --lambda-perceptual 0"
+            )
+        map_side = side // 4
+        if self.lambda_nce and self.num_patches > map_side**2:
+            raise FastsketchError(
+                f"num_patches must be at most {map_side**2}, the positions of the {map_side}×{map_side} map of a "
+                f"{side}-pixel picture, got {self.num_patches}"
+            )
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs in all."""
+        return self.epochs + self.decay_epochs
+
+    def to_json(self) -> str:
+        """The settings as JSON, paths as text."""
+        return json.dumps(asdict(self), default=str, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> "TrainConfig":
+        """Settings from JSON; unknown or missing names are an error that names `source`."""
+        try:
+            values = json.loads(text)
+            known = {f.name for f in fields(cls)}
+            if unknown := sorted(set(values) - known):
+                raise FastsketchError(f"{source}: unknown settings {', '.join(unknown)}")
+            values["out"] = Path(values["out"])
+            values["betas"] = tuple(values.get("betas", (0.5, 0.999)))
+            if values.get("weights_dir") is not None:
+                values["weights_dir"] = Path(values["weights_dir"])
+            return cls(**values)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise FastsketchError(f"{source}: not the settings of a run ({error})") from error
+
+    def check_resumes(self, saved: "TrainConfig") -> None:
+        """Refuse a resumption whose settings are not those of the run."""
+        mine, theirs = asdict(self), asdict(saved)
+        changed = [n for n in mine if n not in RESUMABLE and n != "out" and mine[n] != theirs[n]]
+        if changed:
+            listed = ", ".join(f"{n} {theirs[n]} -> {mine[n]}" for n in changed)
+            raise FastsketchError(f"a resumed run keeps its settings; changed: {listed}")
+
+
+def _require(ok: bool, name: str, wanted: str, got: object) -> None:
+    if not ok:
+        raise FastsketchError(f"{name} must be {wanted}, got {got}")

@@ -1,0 +1,224 @@
+"""Photo-sketch data: a dataset whose randomness can be resumed, and a resumable sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from fastsketch.errors import FastsketchError
+from fastsketch.training.images import centred_padding, fit_within, mask_to_tensor, pad, read_photo, read_sketch
+from fastsketch.training.masks import MaskSource
+from fastsketch.training.pairs import Pair, find_pairs, find_sketches, name_some
+
+__all__ = ["EpochSampler", "Pair", "SketchDataset", "find_pairs", "find_sketches"]
+
+# Streams of random numbers that must not coincide for equal (seed, epoch).
+_ITEM_STREAM, _ORDER_STREAM = 0, 1
+
+
+class SketchDataset(Dataset):
+    """Photos, sketches and masks on square canvases, the same whatever the number of workers.
+
+    An item is a dict of `photo` [3, S, S] and `sketch` [C, S, S] in [-1, 1], `mask` [1, S, S] in [0, 1] (float32)
+    and `index` (int64 scalar), S = `crop_size` or `image_size`. Unpaired items also have `sketch_mask` [1, S, S]:
+    the mask of the photo the drawn sketch belongs to, or ones where no photo is known for it.
+
+    Crop, flip and the unpaired choice depend only on (seed, epoch, index), so a resumed run sees the same items.
+
+    Args:
+        pairs: what `find_pairs` gives.
+        image_size: side of the canvas. A larger picture is first scaled down (antialiased, aspect kept), then it is
+            padded by its border pixels, centred; nothing is ever enlarged or squeezed.
+        crop_size: side of a random crop of the canvas; None takes it whole.
+        sketch_channels: 1 (grey) or 3.
+        masks: how a photo's mask is had; default `MaskSource("auto")`.
+        flip: mirror half of the items.
+        unpaired: give each photo a sketch drawn anew each epoch, never its own when there is another.
+        sketches: what to draw from when unpaired (`find_sketches`); default the pairs' own sketches.
+        cache: keep decoded canvases in memory as uint8 (7 bytes a pixel of the canvas at most).
+        seed: of crop, flip and choice.
+
+    Raises:
+        ValueError: an argument out of range.
+        FastsketchError: an image that cannot be read, or whose size differs from its partner's (file named).
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        image_size: int = 256,
+        crop_size: int | None = None,
+        sketch_channels: int = 1,
+        masks: MaskSource | None = None,
+        flip: bool = True,
+        unpaired: bool = False,
+        sketches: Sequence[Path] | None = None,
+        cache: bool = True,
+        seed: int = 0,
+    ) -> None:
+        if not pairs:
+            raise ValueError("pairs must not be empty")
+        if image_size < 1:
+            raise ValueError(f"image_size must be at least 1, got {image_size}")
+        if crop_size is not None and not 1 <= crop_size <= image_size:
+            raise ValueError(f"crop_size must lie in 1..image_size ({image_size}), got {crop_size}")
+        if sketch_channels not in (1, 3):
+            raise ValueError(f"sketch_channels must be 1 or 3, got {sketch_channels!r}")
+        if sketches is not None and not unpaired:
+            raise ValueError("sketches is only for unpaired=True")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        self.pairs = list(pairs)
+        self.image_size = image_size
+        self.crop_size = crop_size or image_size
+        self.sketch_channels = sketch_channels
+        self.masks = MaskSource("auto") if masks is None else masks
+        self.flip = flip
+        self.unpaired = unpaired
+        self.seed = seed
+        own = [pair.sketch for pair in self.pairs if pair.sketch is not None]
+        if unpaired:
+            self.sketches = list(own if sketches is None else sketches)
+            if not self.sketches:
+                raise ValueError("unpaired data has no sketches: give `sketches`")
+        elif len(own) < len(self.pairs):
+            lonely = [pair.name for pair in self.pairs if pair.sketch is None]
+            raise FastsketchError(f"{len(lonely)} photos have no sketch: {name_some(lonely)}")
+        self._owner = {pair.sketch: index for index, pair in enumerate(self.pairs) if pair.sketch is not None}
+        self._cache: dict[tuple[str, Path], tuple[Tensor, tuple[int, int]]] | None = {} if cache else None
+        # In shared memory, so that persistent workers see the epoch that the main process sets.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch whose random numbers are used."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the random numbers of an epoch (0, 1, ...); call it before iterating a loader."""
+        self._epoch.fill_(_checked_epoch(epoch))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        index = range(len(self.pairs))[index]  # IndexError beyond the end, and negative indices
+        pair = self.pairs[index]
+        random = np.random.default_rng([self.seed, _ITEM_STREAM, self.epoch, index])
+        place = self._draw_place(random)
+        photo, size = self._canvas("photo", pair.photo)
+        item = {
+            "photo": self._crop(photo, place, signed=True),
+            "mask": self._crop(self._mask_canvas(pair), place, signed=False),
+            "index": torch.tensor(index, dtype=torch.int64),
+        }
+        if not self.unpaired:
+            assert pair.sketch is not None  # checked by __init__
+            sketch, sketch_size = self._canvas("sketch", pair.sketch)
+            if sketch_size != size:
+                raise FastsketchError(
+                    f"{pair.sketch}: the sketch is {sketch_size[0]}x{sketch_size[1]} but its photo {pair.photo} is "
+                    f"{size[0]}x{size[1]}; the two of a pair must be aligned and of one size"
+                )
+            return {**item, "sketch": self._crop(sketch, place, signed=True)}
+        path = self._draw_sketch(random, pair.sketch)
+        place = self._draw_place(random)
+        owner = self._owner.get(path)
+        if owner is None:
+            mask = torch.full((1, self.image_size, self.image_size), 255, dtype=torch.uint8)
+        else:
+            mask = self._mask_canvas(self.pairs[owner])
+        item["sketch"] = self._crop(self._canvas("sketch", path)[0], place, signed=True)
+        item["sketch_mask"] = self._crop(mask, place, signed=False)
+        return item
+
+    def _draw_place(self, random: np.random.Generator) -> tuple[int, int, bool]:
+        room = self.image_size - self.crop_size
+        top, left = random.integers(0, room + 1, size=2)
+        mirrored = random.random() < 0.5
+        return int(top), int(left), bool(mirrored and self.flip)
+
+    def _draw_sketch(self, random: np.random.Generator, own: Path | None) -> Path:
+        others = [path for path in self.sketches if path != own] or self.sketches
+        return others[int(random.integers(len(others)))]
+
+    def _crop(self, canvas: Tensor, place: tuple[int, int, bool], *, signed: bool) -> Tensor:
+        top, left, mirrored = place
+        side = self.crop_size
+        crop = canvas[:, top : top + side, left : left + side]
+        crop = (crop.flip(-1) if mirrored else crop).float() / 255.0
+        return crop.mul_(2.0).sub_(1.0) if signed else crop
+
+    def _mask_canvas(self, pair: Pair) -> Tensor:
+        return self._canvas("mask", pair.photo, given=pair.mask)[0]
+
+    def _canvas(self, kind: str, path: Path, *, given: Path | None = None) -> tuple[Tensor, tuple[int, int]]:
+        """The uint8 canvas [C, image_size, image_size] and the picture's own (width, height)."""
+        key = (kind, path)
+        if self._cache is not None and key in self._cache:
+            return self._cache[key]
+        if kind == "photo":
+            image = read_photo(path)
+        elif kind == "sketch":
+            image = read_sketch(path, self.sketch_channels)
+        else:
+            image = self.masks(read_photo(path), given=given, name=str(path))
+        entry = self._place_on_canvas(image, mask=kind == "mask"), image.size
+        if self._cache is not None:
+            self._cache[key] = entry
+        return entry
+
+    def _place_on_canvas(self, image: Image.Image, *, mask: bool) -> Tensor:
+        side = self.image_size
+        image = fit_within(image, side, side, mask=mask)
+        pixels = (mask_to_tensor(image) * 255.0).round().to(torch.uint8)
+        return pad(pixels, centred_padding((image.height, image.width), side, side))
+
+
+def _checked_epoch(epoch: int) -> int:
+    if epoch < 0:
+        raise ValueError(f"epoch must not be negative, got {epoch}")
+    return epoch
+
+
+class EpochSampler(Sampler[int]):
+    """A permutation of 0..length-1 for each epoch, depending on (seed, epoch) only, that can start in its middle.
+
+    Args:
+        length: of the dataset.
+        seed: of the permutations.
+
+    Raises:
+        ValueError: negative seed, epoch or start, length below 1, start beyond the end.
+    """
+
+    def __init__(self, length: int, seed: int = 0) -> None:
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Chooses the epoch, and how many of its items have been seen already."""
+        if not 0 <= start <= self.length:
+            raise ValueError(f"start must lie in 0..{self.length}, got {start}")
+        self.epoch = _checked_epoch(epoch)
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng([self.seed, _ORDER_STREAM, self.epoch])
+        return iter(random.permutation(self.length)[self.start :].tolist())
+
+    def __len__(self) -> int:
+        return self.length - self.start

@@ -1,0 +1,85 @@
+"""Sketches of photos with a trained generator: any size, single files, folders, or a data set's split."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from fastsketch.errors import FastsketchError
+from fastsketch.nn import ResnetGenerator
+from fastsketch.training.images import (
+    IMAGE_SUFFIXES,
+    crop_back,
+    mask_to_tensor,
+    pad_to_multiple,
+    read_photo,
+    save_image,
+    to_image,
+    to_tensor,
+)
+from fastsketch.training.masks import MaskSource
+from fastsketch.training.pairs import Pair
+
+
+@torch.inference_mode()
+def draw_sketch(generator: ResnetGenerator, photo: Image.Image, mask: Image.Image | None) -> Image.Image:
+    """The sketch of one photo.
+
+    Args:
+        generator: in eval mode, on the device to use.
+        photo: RGB, any size; padded to multiples of 4 and cut back.
+        mask: mode L, the photo's size; needed by a generator with a mask channel.
+
+    Returns:
+        A picture of the photo's size.
+    """
+    device = next(generator.parameters()).device
+    x, padding = pad_to_multiple(to_tensor(photo)[None], 4)
+    m = None
+    if generator.mask_channel:
+        m = pad_to_multiple(mask_to_tensor(mask)[None], 4)[0].to(device)
+    drawn = generator(x.to(device), m)
+    return to_image(crop_back(drawn, padding)[0])
+
+
+def find_photos(sources: Iterable[Path]) -> list[Pair]:
+    """Files as they are, and the pictures directly inside folders, in order.
+
+    Raises:
+        FastsketchError: something named does not exist, holds no picture, or two would get the same name.
+    """
+    found: list[Pair] = []
+    for source in sources:
+        if source.is_dir():
+            inside = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise FastsketchError(f"{source}: no pictures in this folder")
+        elif source.is_file():
+            inside = [source]
+        else:
+            raise FastsketchError(f"{source}: no such file or folder")
+        found += [Pair(photo=p, sketch=None, mask=None, subset="", name=p.stem) for p in inside]
+    return found
+
+
+def draw_sketches(
+    generator: ResnetGenerator, photos: list[Pair], out: Path, masks: MaskSource, quiet: bool = False
+) -> list[Path]:
+    """Draw each photo into out/[SUBSET/]NAME.png.
+
+    Raises:
+        FastsketchError: an unreadable photo, or two photos of one name: nothing is drawn then.
+    """
+    targets = [out / pair.subset / f"{pair.name}.png" for pair in photos]
+    twice = {target for target in targets if targets.count(target) > 1} if len(set(targets)) < len(targets) else ()
+    if twice:
+        raise FastsketchError(f"several photos would be drawn into {min(twice)}: rename them, or draw them apart")
+    for pair, target in zip(tqdm(photos, unit="photo", disable=quiet), targets, strict=True):
+        if target.resolve() == pair.photo.resolve():
+            raise FastsketchError(f"{target} would overwrite the photo itself: choose another output folder")
+        photo = read_photo(pair.photo)
+        mask = masks(photo, given=pair.mask, name=str(pair.photo)) if generator.mask_channel else None
+        save_image(draw_sketch(generator, photo, mask), target)
+    return targets

@@ -1,0 +1,146 @@
+"""Finding photo-sketch pairs in folders.
+
+Layouts (ROOT/manifest.csv with columns subset, split, id is optional; where it is, it decides what is read)::
+
+    ROOT/SUBSET/SPLIT/{photos,sketches[,masks]}/ID.jpg      or
+    ROOT/{photos,sketches[,masks]}/ID.jpg
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsketch.errors import FastsketchError
+from fastsketch.training.images import IMAGE_SUFFIXES
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One photo, with its sketch and its mask where there are any."""
+
+    photo: Path
+    sketch: Path | None
+    mask: Path | None
+    subset: str
+    name: str
+
+
+def _images_by_id(folder: Path) -> dict[str, Path]:
+    """Image files of a folder by stem; a missing folder is an empty one."""
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            raise FastsketchError(
+                f"{folder}: two images share the id {path.stem!r}: {found[path.stem].name}, {path.name}"
+            )
+        found[path.stem] = path
+    return found
+
+
+def _read_manifest(path: Path, split: str) -> dict[str, list[str]]:
+    """Ids of a split by subset, in the order of the file."""
+    listed: dict[str, list[str]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = {"subset", "split", "id"} - set(reader.fieldnames or ())
+            if missing:
+                raise FastsketchError(f"{path}: expected columns subset,split,id; missing {', '.join(sorted(missing))}")
+            for line, row in enumerate(reader, start=2):
+                if not row["subset"] or not row["split"] or not row["id"]:
+                    raise FastsketchError(f"{path}: line {line} is incomplete")
+                if row["split"] == split:
+                    listed.setdefault(row["subset"], []).append(row["id"])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FastsketchError(f"{path}: unreadable manifest ({error})") from error
+    return listed
+
+
+def _folders(root: Path, split: str) -> tuple[dict[str, Path], dict[str, list[str]] | None]:
+    """Folders holding photos/ and sketches/, by subset, and the manifest's ids where there is one."""
+    if not root.is_dir():
+        raise FastsketchError(f"{root}: no such data folder")
+    manifest = root / "manifest.csv"
+    if (root / "photos").is_dir():
+        return {root.name: root}, None
+    if manifest.is_file():
+        listed = _read_manifest(manifest, split)
+        if not listed:
+            raise FastsketchError(f"{manifest}: lists nothing for split {split!r}")
+        return {subset: root / subset / split for subset in listed}, listed
+    folders = {p.name: p / split for p in sorted(root.iterdir()) if (p / split / "photos").is_dir()}
+    if not folders:
+        raise FastsketchError(f"{root}: expected photos/ and sketches/, or SUBSET/{split}/photos; found neither")
+    return folders, None
+
+
+def name_some(ids: Sequence[str], most: int = 5) -> str:
+    """The first few ids and how many more there are, for a message."""
+    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
+
+def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False) -> list[Pair]:
+    """Lists the photos of a data folder with their sketches and masks, sorted by subset and id.
+
+    A plain pair of folders (ROOT/photos, ROOT/sketches) has no splits: `split` is not looked at, the subset is
+    ROOT's name.
+
+    Args:
+        root: data folder, in one of the layouts above.
+        split: "train" or "test".
+        unpaired: photos may lack a sketch of the same id (`Pair.sketch` is then None); see `find_sketches`.
+
+    Returns:
+        Pairs; a mask is None where the folder has none for that id.
+
+    Raises:
+        FastsketchError: no such folder, nothing in it, a listed file that is missing, a photo without a sketch.
+    """
+    root = Path(root)
+    folders, listed = _folders(root, split)
+    pairs: list[Pair] = []
+    lonely: list[str] = []
+    for subset, folder in folders.items():
+        photos, sketches, masks = (_images_by_id(folder / kind) for kind in ("photos", "sketches", "masks"))
+        ids = list(photos) if listed is None else listed[subset]
+        for name in ids:
+            if name not in photos:
+                raise FastsketchError(f"{root / 'manifest.csv'}: lists {folder / 'photos' / name}, which is missing")
+            if listed is not None and name not in sketches and not unpaired:
+                raise FastsketchError(f"{root / 'manifest.csv'}: lists {folder / 'sketches' / name}, which is missing")
+            if name not in sketches:
+                lonely.append(f"{subset}/{name}")
+            pairs.append(Pair(photos[name], sketches.get(name), masks.get(name), subset, name))
+    if not pairs:
+        raise FastsketchError(f"{root}: no photos in {', '.join(str(f / 'photos') for f in folders.values())}")
+    if lonely and not unpaired:
+        raise FastsketchError(
+            f"{root}: {len(lonely)} of {len(pairs)} photos have no sketch of the same name: {name_some(lonely)} "
+            "(for unpaired data ask for unpaired training)"
+        )
+    return sorted(pairs, key=lambda pair: (pair.subset, pair.name))
+
+
+def find_sketches(root: str | Path, split: str = "train") -> list[Path]:
+    """Lists all sketches of a data folder, for unpaired training; a manifest restricts them to its ids.
+
+    Raises:
+        FastsketchError: no such folder, or no sketch in it.
+    """
+    root = Path(root)
+    folders, listed = _folders(root, split)
+    found: list[Path] = []
+    for subset in sorted(folders):
+        sketches = _images_by_id(folders[subset] / "sketches")
+        wanted = None if listed is None else set(listed[subset])
+        found += [path for name, path in sketches.items() if wanted is None or name in wanted]
+    if not found:
+        raise FastsketchError(f"{root}: no sketches in {', '.join(str(f / 'sketches') for f in folders.values())}")
+    return found

@@ -1,0 +1,104 @@
+"""What a run shows of itself: a grid of pictures an epoch, and the loss curves."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from fastsketch.training.history import LossHistory
+from fastsketch.training.images import save_image, to_image, written_whole
+from fastsketch.training.translator import Translator
+
+REGION_COLOURS = ((150, 150, 150), (86, 180, 233), (240, 228, 66), (230, 80, 30), (0, 158, 115), (204, 121, 167))
+"""Background, then regions by ascending structure, and so on round."""
+
+SMALLEST_TILE = 128
+"""Tiles of smaller pictures are enlarged to this many pixels, to be looked at."""
+
+
+@torch.no_grad()
+def save_picture_grid(translator: Translator, examples: list[dict[str, Tensor]], path: Path, seed: int) -> None:
+    """A row an example: photo | map with the sampled points coloured by region | generated | real.
+
+    Args:
+        translator: left in the mode it was in.
+        examples: items of `SketchDataset`.
+        path: the PNG, written whole.
+        seed: of the sampled points, so that epochs can be compared.
+    """
+    device = next(translator.parameters()).device
+    training = translator.training
+    translator.eval()
+    rows = []
+    for example in examples:
+        photo, mask = (example[name][None].to(device) for name in ("photo", "mask"))
+        masks = mask if translator.config.mask else None
+        drawn, features = translator.generator(photo, masks, return_features=True)
+        structure = features.structure
+        if structure is None:
+            structure = drawn.new_zeros((1, *features.sizes[-1]))
+        rng = torch.Generator(device).manual_seed(seed)
+        sample = translator.sampler(structure, masks, generator=rng)
+        points = draw_points(structure[0], sample.index[0], sample.region[0], photo.shape[-1])
+        tiles = [to_image(example["photo"]), points, to_image(drawn[0]), to_image(example["sketch"])]
+        rows.append([tile.convert("RGB") for tile in tiles])
+    translator.train(training)
+    save_image(tile_pictures(rows), path)
+
+
+def draw_points(structure: Tensor, index: Tensor, region: Tensor, side: int) -> Image.Image:
+    """A structure map with the positions drawn on it.
+
+    Args:
+        structure: [h, w] in [0, 1].
+        index: [S] flat positions on the map.
+        region: [S] region of each, its colour.
+        side: of the picture, pixels.
+    """
+    values = (structure.float().clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
+    colours = (matplotlib.colormaps["magma"](values)[..., :3] * 255).astype(np.uint8)
+    side = max(side, SMALLEST_TILE)
+    picture = Image.fromarray(colours).resize((side, side), Image.Resampling.BILINEAR)
+    pen = ImageDraw.Draw(picture)
+    height, width = structure.shape
+    for place, number in zip(index.tolist(), region.tolist(), strict=True):
+        x, y = (place % width + 0.5) * side / width, (place // width + 0.5) * side / height
+        r = max(1.0, side / 160)
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=REGION_COLOURS[number % len(REGION_COLOURS)])
+    return picture
+
+
+def tile_pictures(rows: list[list[Image.Image]], gap: int = 4) -> Image.Image:
+    """Pictures side by side, row below row, on white."""
+    side = max(SMALLEST_TILE, *(tile.width for row in rows for tile in row))
+    sheet = Image.new("RGB", (len(rows[0]) * (side + gap) - gap, len(rows) * (side + gap) - gap), "white")
+    for j, row in enumerate(rows):
+        for i, tile in enumerate(row):
+            fitted = tile if tile.width == side else tile.resize((side, side), Image.Resampling.BICUBIC)
+            sheet.paste(fitted, (i * (side + gap), j * (side + gap)))
+    return sheet
+
+
+def save_loss_curve(history: LossHistory, path: Path) -> None:
+    """One small panel a loss over the steps: raw values, and their running mean."""
+    names = history.names
+    columns = min(3, len(names))
+    figure = Figure(figsize=(4 * columns, 2.6 * -(-len(names) // columns)), layout="constrained")
+    for panel, name in enumerate(names):
+        axes = figure.add_subplot(-(-len(names) // columns), columns, panel + 1)
+        points = [(row["step"], row[name]) for row in history.rows if name in row]
+        steps, values = np.array(points).T
+        window = max(1, len(values) // 20)
+        padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
+        axes.plot(steps, values, color="#bbbbbb", linewidth=0.8)
+        axes.plot(steps, np.convolve(padded, np.ones(window) / window, "valid"), color="#1f4e79", linewidth=1.6)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    with written_whole(path) as part:
+        figure.savefig(part, format="png", dpi=110)

@@ -1,0 +1,169 @@
+"""The networks of a run and their losses for one batch: METHOD.md's total, term by term."""
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import vgg16
+
+from fastsketch.functional import gather_patches
+from fastsketch.nn import (
+    EncoderFeatures,
+    LeastSquaresGANLoss,
+    MultiLayerPatchNCE,
+    PatchDiscriminator,
+    PatchProjection,
+    PerceptualLoss,
+    PixelLoss,
+    ResnetGenerator,
+    StructureSampler,
+)
+from fastsketch.training.config import TrainConfig
+from fastsketch.weights import load_vgg16_features
+
+PHOTO_CHANNELS = 3
+
+
+def build_generator(config: TrainConfig) -> ResnetGenerator:
+    """The generator that these settings describe."""
+    return ResnetGenerator(
+        PHOTO_CHANNELS,
+        config.sketch_channels,
+        config.width,
+        config.blocks,
+        mask_channel=config.mask,
+        attention=config.attention,
+    )
+
+
+def _vgg16_features(config: TrainConfig) -> nn.Sequential:
+    if config.perceptual_weights == "imagenet":
+        return load_vgg16_features(config.weights_dir)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return vgg16(weights=None).features
+
+
+class Translator(nn.Module):
+    """Generator, discriminator and projection, and what a step asks of them.
+
+    Args:
+        config: the run's settings.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.generator = build_generator(config)
+        self.discriminator = PatchDiscriminator(config.sketch_channels, config.discriminator_width)
+        self.projection = PatchProjection(self.generator.tap_channels, config.projection_dim)
+        self.sampler = StructureSampler(
+            config.num_patches,
+            regions=config.regions,
+            dynamic=config.dynamic,
+            num_regions=config.num_regions,
+            window=config.density_window,
+            threshold=config.density_threshold,
+            boost=config.density_boost,
+            multiplicity=config.multiplicity,
+        )
+        self.contrast = MultiLayerPatchNCE(config.temperature, config.negatives)
+        self.adversarial = LeastSquaresGANLoss()
+        self.pixel = PixelLoss()
+        # In a list, so that its frozen weights are neither saved nor optimised.
+        self._perceptual = [PerceptualLoss(_vgg16_features(config))] if config.lambda_perceptual else []
+
+    def to(self, *args, **kwargs) -> "Translator":
+        """Move everything, the perceptual network included."""
+        for module in self._perceptual:
+            module.to(*args, **kwargs)
+        return super().to(*args, **kwargs)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """What is trained and saved."""
+        return {"generator": self.generator, "discriminator": self.discriminator, "projection": self.projection}
+
+    def translate(
+        self, batch: dict[str, Tensor], rng: torch.Generator
+    ) -> tuple[Tensor, Tensor | None, EncoderFeatures, Tensor | None]:
+        """Draw the batch's photos, and with the identity term its sketches, in one pass.
+
+        Args:
+            batch: photo [B, 3, H, W] and sketch [B, C, H, W] in [-1, 1], mask (and for unpaired data sketch_mask)
+                [B, 1, H, W] in [0, 1].
+            rng: source of the flip of FastCUT.
+
+        Returns:
+            (drawings, masks, source features, horizontal flip): drawings [B or 2B, C, H, W], the photos' first;
+            the last is None, or the flipped features' turn under flip equivariance.
+        """
+        source, mask = batch["photo"], batch["mask"]
+        if self.config.identity and self.config.lambda_nce:
+            source = torch.cat((source, batch["sketch"].expand(-1, PHOTO_CHANNELS, -1, -1)))
+            mask = torch.cat((mask, batch.get("sketch_mask", mask)))
+        masks = mask if self.config.mask else None
+        flipped = self.config.flip_equivariance and bool(torch.rand((), generator=rng, device=rng.device) < 0.5)
+        if not flipped:
+            drawings, features = self.generator(source, masks, return_features=True)
+            return drawings, mask, features, flipped
+        with torch.no_grad():
+            features = self.generator.encode(source, masks)
+        drawings = self.generator(source.flip(-1), None if masks is None else masks.flip(-1))
+        return drawings, mask, features, flipped
+
+    def discriminator_loss(self, drawings: Tensor, sketch: Tensor) -> Tensor:
+        """½(LSGAN of the drawings as fake + of the sketches as real)."""
+        fake = self.adversarial(self.discriminator(drawings.detach()), False)
+        real = self.adversarial(self.discriminator(sketch), True)
+        return (fake + real) / 2
+
+    def generator_losses(
+        self,
+        batch: dict[str, Tensor],
+        drawings: Tensor,
+        mask: Tensor,
+        features: EncoderFeatures,
+        flipped: bool,
+        rng: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Each weighted term of the generator's total, by name: gan, nce, nce_identity, pixel, perceptual."""
+        config, losses = self.config, {}
+        drawn = drawings[: batch["photo"].shape[0]]
+        if config.lambda_gan:
+            losses["gan"] = config.lambda_gan * self.adversarial(self.discriminator(drawn), True)
+        if config.lambda_nce:
+            each = self._contrast(drawings, mask, features, flipped, rng)
+            if config.identity:
+                photos, sketches = each.chunk(2)
+                losses["nce"] = config.lambda_nce / 2 * photos.mean()
+                losses["nce_identity"] = config.lambda_nce / 2 * sketches.mean()
+            else:
+                losses["nce"] = config.lambda_nce * each.mean()
+        if config.lambda_pixel:
+            losses["pixel"] = config.lambda_pixel * self.pixel(drawn, batch["sketch"])
+        if config.lambda_perceptual:
+            losses["perceptual"] = config.lambda_perceptual * self._perceptual[0](drawn, batch["sketch"])
+        return losses
+
+    def _contrast(
+        self, drawings: Tensor, mask: Tensor, features: EncoderFeatures, flipped: bool, rng: torch.Generator
+    ) -> Tensor:  # [B or 2B]
+        """Patch contrastive loss of each drawing against its source."""
+        structure = features.structure
+        if structure is None:
+            structure = drawings.new_zeros((drawings.shape[0], *features.sizes[-1]))
+        # Without the mask input the background is not known to the method either: no region of its own.
+        sample = self.sampler(structure, mask if self.config.mask else None, generator=rng)
+        positions = sample.on(features.sizes, self.generator.tap_borders, rng)
+        with torch.no_grad():
+            patches = [gather_patches(f, p) for f, p in zip(features.layers, positions, strict=True)]
+            keys = self.projection(patches)
+        masks = mask if self.config.mask else None
+        if flipped:
+            masks = None if masks is None else masks.flip(-1)
+            positions = [mirror(p, w) for p, (_, w) in zip(positions, features.sizes, strict=True)]
+        queries = self.projection(self.generator.encode_patches(drawings, masks, positions))
+        return self.contrast(queries, keys, region=sample.region, weight=sample.weight)
+
+
+def mirror(index: Tensor, width: int) -> Tensor:
+    """Flat positions on a grid of this width, mirrored left to right."""
+    return index - index % width + (width - 1 - index % width)
