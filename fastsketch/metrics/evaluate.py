@@ -1,0 +1,203 @@
+"""The one function that evaluates generated sketches."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from fastsketch.errors import FastsketchError
+from fastsketch.metrics.fid import SubsetDistances, find_inception
+from fastsketch.metrics.perceptual import Perceptual
+from fastsketch.metrics.report import METRICS, OVERALL, Evaluation, summarise
+from fastsketch.metrics.similarity import fsim, ssim
+from fastsketch.training.images import mask_to_tensor, read_photo, save_image
+from fastsketch.training.pairs import Pair
+from fastsketch.weights import WeightsNotFound, weights_folder
+
+# Smaller pictures are refused: SSIM's window needs 11 pixels, AlexNet's poolings 31, FSIM's wavelets some room.
+MIN_SIDE = 32
+# Below some thousands of images FID depends strongly on their number.
+_FEW_FOR_FID = 2048
+
+ImageMetric = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A generated sketch and the drawn one it is compared with."""
+
+    subset: str
+    name: str
+    generated: Path
+    reference: Path
+
+
+def _checked(items: Sequence[Item], metrics: Sequence[str], batch_size: int) -> None:
+    if not items:
+        raise ValueError("items must not be empty")
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown or not metrics:
+        raise ValueError(f"metrics must be some of {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    seen: set[tuple[str, str]] = set()
+    for item in items:
+        if (item.subset, item.name) in seen:
+            raise ValueError(f"items has {item.subset}/{item.name} twice")
+        if item.subset == OVERALL:
+            raise ValueError(f"the subset name {OVERALL!r} is kept for the mean over all images")
+        seen.add((item.subset, item.name))
+
+
+def _read_item(item: Item) -> tuple[Image.Image, Image.Image]:
+    generated, reference = read_photo(item.generated), read_photo(item.reference)
+    if generated.size != reference.size:
+        raise FastsketchError(
+            f"{item.generated} is {generated.width}x{generated.height} but its reference {item.reference} is "
+            f"{reference.width}x{reference.height}; images are compared at the reference's size"
+        )
+    if min(reference.size) < MIN_SIDE:
+        raise FastsketchError(f"{item.reference}: {reference.width}x{reference.height}, need {MIN_SIDE} pixels a side")
+    return generated, reference
+
+
+def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[tuple[Item, Image.Image, Image.Image]]]:
+    """Runs of items of one image size, at most batch_size long."""
+    batch: list[tuple[Item, Image.Image, Image.Image]] = []
+    for item in items:
+        pair = _read_item(item)
+        if batch and (len(batch) == batch_size or batch[0][1].size != pair[0].size):
+            yield batch
+            batch = []
+        batch.append((item, *pair))
+    yield batch
+
+
+def _stack(images: Sequence[Image.Image], mode: str, device: torch.device) -> Tensor:  # [B, C, H, W]
+    return torch.stack([mask_to_tensor(image.convert(mode)) for image in images]).to(device)
+
+
+def evaluate(
+    items: Sequence[Item],
+    *,
+    metrics: Sequence[str] = tuple(METRICS),
+    weights_dir: str | Path | None = None,
+    inception: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    batch_size: int = 8,
+    progress: bool = True,
+    download: bool = True,
+) -> Evaluation:
+    """Compares generated images with references, each pair at the reference's own size.
+
+    FSIM and SSIM see luminance (ITU-R 601) in [0, 1]; LPIPS and FID see RGB, a grey image replicated to three channels.
+    A metric whose weights are not to be had is left out with the reason: it stays in the table as n/a.
+
+    Args:
+        items: what to compare; names unique inside a subset.
+        metrics: some of "fsim", "ssim", "lpips-alex", "lpips-vgg", "fid".
+        weights_dir: folder with `alexnet_features.safetensors` and `vgg16_features.safetensors`; see
+            `fastsketch.weights`.
+        inception: torch-fidelity's Inception weights file, for FID; default its cache. Never downloaded.
+        device: where to compute.
+        batch_size: images at a time.
+        progress: show a progress bar (on stderr).
+        download: whether torchvision may download LPIPS' backbones.
+
+    Returns:
+        Values by image, subset and over all.
+
+    Raises:
+        ValueError: no items, an item twice, an unknown metric.
+        FastsketchError: an unreadable image, sizes that differ (both named), damaged weights, non-finite values.
+    """
+    _checked(items, metrics, batch_size)
+    metrics = tuple(dict.fromkeys(metrics))
+    device = torch.device(device)
+    unavailable: dict[str, str] = {}
+    by_image: dict[str, tuple[str, ImageMetric]] = {}
+    distances: SubsetDistances | None = None
+    weights_folder(weights_dir)  # a wrong folder is a mistake to report, not a metric to leave out
+    for name in metrics:
+        try:
+            if name == "fid":
+                distances = SubsetDistances(find_inception(inception), device)
+            elif name.startswith("lpips-"):
+                net = Perceptual(name.removeprefix("lpips-"), weights_dir, download=download).to(device)
+                by_image[name] = "RGB", net
+            else:
+                by_image[name] = "L", {"fsim": fsim, "ssim": ssim}[name]
+        except WeightsNotFound as error:
+            unavailable[name] = str(error)
+
+    rows: list[dict[str, str | float]] = []
+    with tqdm(total=len(items), desc="evaluate", unit="image", disable=not progress) as bar:
+        for batch in _batches(items, batch_size):
+            chosen, *sides = zip(*batch, strict=True)
+            values = _batch_values(by_image, distances, chosen, sides, device)
+            for index, item in enumerate(chosen):
+                row = {name: column[index] for name, column in values.items()}
+                rows.append({"subset": item.subset, "name": item.name, **row})
+            bar.update(len(batch))
+
+    summary = summarise(rows, list(by_image))
+    notes = []
+    if distances is not None:
+        for subset, value in distances.compute().items():
+            summary[OVERALL if subset is None else subset]["fid"] = value
+        if len(items) < _FEW_FOR_FID:
+            notes.append(f"FID from fewer than {_FEW_FOR_FID} images depends on their number: compare equal sets only.")
+    return Evaluation(metrics, rows, summary, unavailable, notes)
+
+
+@torch.inference_mode()
+def _batch_values(
+    by_image: dict[str, tuple[str, ImageMetric]],
+    distances: SubsetDistances | None,
+    chosen: Sequence[Item],
+    sides: Sequence[Sequence[Image.Image]],
+    device: torch.device,
+) -> dict[str, list[float]]:
+    """Each metric's value for each image of a batch, and the batch's features for FID."""
+    needed = {mode for mode, _ in by_image.values()} | ({"RGB"} if distances is not None else set())
+    stacks = {mode: [_stack(images, mode, device) for images in sides] for mode in needed}
+    values: dict[str, list[float]] = {}
+    for name, (mode, metric) in by_image.items():
+        result = metric(*stacks[mode])
+        if not torch.isfinite(result).all():
+            bad = chosen[int((~torch.isfinite(result)).nonzero()[0])]
+            raise FastsketchError(f"{name} of {bad.generated} against {bad.reference} is not finite")
+        values[name] = result.tolist()
+    if distances is not None:
+        distances.update([item.subset for item in chosen], *stacks["RGB"])
+    return values
+
+
+def grey_photo_yardstick(pairs: Sequence[Pair], **options: object) -> Evaluation:
+    """Evaluates each photo, made grey, as if it were the generated sketch: below this, nothing was learned.
+
+    Args:
+        pairs: photos with their sketches (`fastsketch.training.pairs.find_pairs`).
+        options: keyword arguments of `evaluate`.
+
+    Raises:
+        ValueError: a pair has no sketch.
+        FastsketchError: as `evaluate`.
+    """
+    lonely = [pair.name for pair in pairs if pair.sketch is None]
+    if lonely:
+        raise ValueError(f"pairs without a sketch have nothing to be compared with: {lonely[0]}")
+    with tempfile.TemporaryDirectory() as folder:
+        items = []
+        for number, pair in enumerate(pairs):
+            generated = Path(folder) / f"{number}.png"
+            save_image(read_photo(pair.photo).convert("L"), generated)
+            items.append(Item(pair.subset, pair.name, generated, pair.sketch))
+        return evaluate(items, **options)

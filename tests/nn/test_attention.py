@@ -1,0 +1,84 @@
+"""Dual attention against its formula, written with explicit loops over matrices in float64."""
+
+import pytest
+import torch
+
+from fastsketch.nn import DualAttention
+from fastsketch.nn import attention as module
+
+
+def explicit(attention: DualAttention, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One image [C, H, W]: output and map, with the N×N and C×C matrices written out."""
+    flat = x.flatten(1)  # [C, N]
+    q, k, v = (
+        (branch.weight[:, :, 0, 0] @ flat + branch.bias[:, None])
+        for branch in (attention.query, attention.key, attention.value)
+    )
+    logits = q.T @ k / q.shape[0] ** 0.5
+    a = torch.exp(logits - logits.max(1, keepdim=True).values)
+    a = a / a.sum(1, keepdim=True)
+    spatial = (a @ v.T).T
+    gram = flat @ flat.T
+    energy = gram.max(1, keepdim=True).values - gram
+    e = torch.exp(energy - energy.max(1, keepdim=True).values)
+    channel = e / e.sum(1, keepdim=True) @ flat
+    out = flat + attention.spatial_gain * spatial + attention.channel_gain * channel
+    received, strength = a.mean(0), (channel**2).sum(0).sqrt()
+    received = (received - received.min()) / (received.max() - received.min())
+    strength = (strength - strength.min()) / (strength.max() - strength.min())
+    return out.view_as(x), ((received + strength) / 2).view(x.shape[1:])
+
+
+@pytest.fixture
+def attention() -> DualAttention:
+    torch.manual_seed(0)
+    attention = DualAttention(16).double()
+    with torch.no_grad():
+        attention.spatial_gain.fill_(0.7)
+        attention.channel_gain.fill_(-0.3)
+    return attention
+
+
+def test_against_formula(attention):
+    x = torch.randn(2, 16, 5, 7, dtype=torch.float64)
+    out, structure = attention(x, return_map=True)
+    for b in range(2):
+        want_out, want_map = explicit(attention, x[b])
+        torch.testing.assert_close(out[b], want_out)
+        # The map is computed in float32.
+        torch.testing.assert_close(structure[b].double(), want_map, rtol=0, atol=1e-5)
+
+
+def test_map_is_detached_in_range_and_optional(attention):
+    x = torch.randn(1, 16, 4, 4, dtype=torch.float64, requires_grad=True)
+    out, structure = attention(x, return_map=True)
+    assert out.requires_grad and not structure.requires_grad
+    assert structure.min() >= 0 and structure.max() <= 1
+    assert attention(x)[1] is None
+
+
+def test_starts_as_identity():
+    x = torch.randn(1, 8, 4, 4)
+    torch.testing.assert_close(DualAttention(8)(x)[0], x, rtol=0, atol=0)
+
+
+def test_constant_features_give_a_map_of_zeros():
+    _, structure = DualAttention(8)(torch.ones(1, 8, 4, 4), return_map=True)
+    assert torch.isfinite(structure).all()
+    assert (structure.amax() - structure.amin()) <= 1
+
+
+def test_chunks_without_gradients_change_nothing(attention, monkeypatch):
+    x = torch.randn(1, 16, 6, 6, dtype=torch.float64)
+    whole = attention(x)[0]
+    monkeypatch.setattr(module, "QUERY_CHUNK", 10)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(x)[0], whole)
+
+
+def test_gains_and_branches_learn(attention):
+    x = torch.randn(1, 16, 4, 4, dtype=torch.float64)
+    attention(x)[0].square().sum().backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in attention.parameters() if p is not attention.key.bias
+    )

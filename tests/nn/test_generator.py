@@ -1,0 +1,187 @@
+"""Generator, taps, projection, discriminator and losses against plain compositions of the same formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.models import vgg16
+
+from fastsketch import gather_patches
+from fastsketch.nn import (
+    LeastSquaresGANLoss,
+    MultiLayerPatchNCE,
+    PatchDiscriminator,
+    PatchProjection,
+    PerceptualLoss,
+    ResnetGenerator,
+)
+
+
+@pytest.fixture
+def generator() -> ResnetGenerator:
+    torch.manual_seed(0)
+    return ResnetGenerator(3, 1, 4, 5).double()
+
+
+def inputs(batch: int = 2, side: int = 32):
+    torch.manual_seed(1)
+    image = torch.rand(batch, 3, side, side, dtype=torch.float64) * 2 - 1
+    mask = (torch.rand(batch, 1, side, side) > 0.3).double()
+    return image, mask
+
+
+def test_shapes_of_taps_at_256():
+    with torch.device("meta"):
+        generator = ResnetGenerator(3, 3, 64, 9, mask_channel=False, attention=False)
+        features = generator.encode(torch.empty(1, 3, 256, 256))
+    assert [tuple(f.shape[1:]) for f in features.layers] == [
+        (3, 262, 262),
+        (128, 256, 256),
+        (256, 128, 128),
+        (256, 64, 64),
+        (256, 64, 64),
+    ]
+    assert generator.tap_channels == [3, 128, 256, 256, 256]
+
+
+def test_features_are_those_of_the_same_pass(generator):
+    image, mask = inputs()
+    out, features = generator(image, mask, return_features=True)
+    torch.testing.assert_close(out, generator(image, mask))
+    again = generator.encode(image, mask)
+    for a, b in zip(features.layers, again.layers, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(features.structure, again.structure)
+    assert out.shape == (2, 1, 32, 32) and out.abs().max() <= 1
+    assert features.structure.shape == (2, 8, 8)
+
+
+def test_tapped_patches_and_their_gradient(generator):
+    image, mask = inputs()
+    image.requires_grad_()
+    features = generator.encode(image, mask)
+    torch.manual_seed(2)
+    positions = [torch.stack([torch.randperm(h * w)[:10] for _ in range(2)]) for h, w in features.sizes]
+    gathered = [gather_patches(f, p) for f, p in zip(features.layers, positions, strict=True)]
+    tapped = generator.encode_patches(image, mask, positions)
+    weights = [torch.randn_like(g) for g in gathered]
+
+    def gradients(patches):
+        loss = sum((p * w).sum() for p, w in zip(patches, weights, strict=True))
+        return torch.autograd.grad(loss, [image, generator.model[1].weight])
+
+    for a, b in zip(tapped, gathered, strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(gradients(tapped), gradients(gathered), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_grey_drawings_are_read_as_pictures(generator):
+    image, mask = inputs()
+    grey = image[:, :1]
+    torch.testing.assert_close(generator(grey, mask), generator(grey.expand(-1, 3, -1, -1), mask))
+
+
+def test_mask_reaches_the_drawing_but_not_layer_zero(generator):
+    image, mask = inputs()
+    out, features = generator(image, mask, return_features=True)
+    assert features.layers[0].shape[1] == 3
+    assert (out - generator(image, 1 - mask)).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda g, x, m: g(x[:, :2], m), "image"),
+        (lambda g, x, m: g(x[:, :, :30], m), "image sides"),
+        (lambda g, x, m: g(x), "mask"),
+        (lambda g, x, m: g(x, m[:1]), "mask"),
+        (lambda g, x, m: g.encode_patches(x, m, []), "positions"),
+        (lambda g, x, m: ResnetGenerator(blocks=2), "tap_layers"),
+        (lambda g, x, m: ResnetGenerator(tap_layers=(0, 4)), "attention"),
+    ],
+)
+def test_bad_arguments_are_named(generator, call, name):
+    with pytest.raises(ValueError, match=name):
+        call(generator, *inputs())
+
+
+def test_projection_is_float32_under_autocast_and_takes_its_shapes_from_anywhere():
+    patches = [torch.randn(2, 5, c).bfloat16() for c in (3, 8)]
+    lazy = PatchProjection(dim=6)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = lazy(patches)
+    assert out.shape == (2, 2, 5, 6) and out.dtype == torch.float32
+    fresh = PatchProjection(dim=6)
+    fresh.load_state_dict(lazy.state_dict())
+    assert torch.equal(fresh(patches), lazy(patches))
+    assert set(PatchProjection([3, 8], 6).state_dict()) == set(lazy.state_dict())
+    with pytest.raises(ValueError, match="patches"):
+        lazy(patches[:1])
+
+
+@pytest.mark.parametrize("negatives", ["image", "same_region", "other_regions", "batch"])
+def test_layers_in_one_call_equal_layers_apart(negatives):
+    from fastsketch import patch_nce
+
+    torch.manual_seed(0)
+    q, k = torch.randn(3, 2, 9, 4, dtype=torch.float64), torch.randn(3, 2, 9, 4, dtype=torch.float64)
+    region = torch.randint(0, 3, (2, 9))
+    regional = region if "region" in negatives else None
+    each = MultiLayerPatchNCE(0.1, negatives)(q, k, region=region)
+    apart = torch.stack(
+        [
+            patch_nce(
+                q[i], k[i], temperature=0.1, negatives=negatives, region=regional, normalize=True, reduction="none"
+            )
+            for i in range(3)
+        ]
+    )
+    torch.testing.assert_close(each, apart.mean((0, 2)))
+    weight = torch.rand(2, 9, dtype=torch.float64)
+    weighed = MultiLayerPatchNCE(0.1, negatives)(q, k, region=region, weight=weight)
+    torch.testing.assert_close(weighed, ((apart * weight).sum(2) / weight.sum(1)).mean(0))
+
+
+def test_discriminator_sees_70_pixels():
+    torch.manual_seed(0)
+    judge = PatchDiscriminator(1, 4).double()
+    # Instance norm sees everything: the receptive field is that of the convolutions alone.
+    judge.model = torch.nn.Sequential(*[m for m in judge.model if not isinstance(m, torch.nn.InstanceNorm2d)])
+    image = torch.rand(1, 1, 128, 128, dtype=torch.float64, requires_grad=True)
+    scores = judge(image)
+    # Antialiased as CUT's: the blur widens pix2pix's 70 pixels.
+    scores[0, 0, scores.shape[2] // 2, scores.shape[3] // 2].backward()
+    rows = image.grad[0, 0].abs().sum(1).nonzero().flatten()
+    assert rows.max() - rows.min() + 1 >= 70
+    assert scores.shape[-1] == 14
+
+
+def test_gan_loss():
+    loss = LeastSquaresGANLoss()
+    score = torch.tensor([[0.5, 2.0]])
+    assert loss(score, True).item() == pytest.approx((0.25 + 1.0) / 2)
+    assert loss(score, False).item() == pytest.approx((0.25 + 4.0) / 2)
+
+
+def test_perceptual_loss_against_its_formula():
+    torch.manual_seed(0)
+    features = vgg16(weights=None).features
+    loss = PerceptualLoss(features)
+    a, b = torch.rand(1, 1, 32, 32, requires_grad=True), torch.rand(1, 1, 32, 32)
+
+    def taps(x):
+        x = (x.repeat(1, 3, 1, 1) + 1) / 2
+        x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        result = []
+        for stage in ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21)):
+            for number in stage:
+                x = F.relu(F.conv2d(x, features[number].weight, features[number].bias, padding=1))
+            result.append(x)
+            x = F.max_pool2d(x, 2)
+        return result
+
+    want = sum((x - y).abs().mean() for x, y in zip(taps(a), taps(b), strict=True)) / 4
+    got = loss(a, b)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(*(torch.autograd.grad(value, a)[0] for value in (got, want)), rtol=1e-4, atol=1e-9)
+    assert not any(p.requires_grad for p in loss.parameters())

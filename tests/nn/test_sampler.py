@@ -1,0 +1,112 @@
+"""Regions, positions on finer grids, and the sampler's options."""
+
+import pytest
+import torch
+
+from fastsketch.nn import StructureSampler, place_positions, segment_regions
+
+
+def test_regions_are_quantiles_of_the_foreground():
+    structure = torch.rand(2, 12, 10)
+    mask = torch.ones(2, 1, 48, 40)
+    mask[:, :, :16] = 0
+    region = segment_regions(structure, 4, mask)
+    assert (region[:, :4] == 0).all()
+    for b in range(2):
+        sizes = torch.bincount(region[b].flatten(), minlength=4)
+        assert sizes[0] == 40
+        assert sizes[1:].max() - sizes[1:].min() <= 1
+        for low, high in ((1, 2), (2, 3)):
+            assert structure[b][region[b] == low].max() <= structure[b][region[b] == high].min()
+
+
+def test_regions_without_mask_or_foreground():
+    structure = torch.rand(1, 6, 6)
+    assert segment_regions(structure, 3).min() == 1
+    assert (segment_regions(structure, 3, torch.zeros(1, 1, 24, 24)) == 0).all()
+    assert set(segment_regions(structure, 2).flatten().tolist()) == {1}
+    assert set(segment_regions(torch.ones(1, 6, 6), 4).flatten().tolist()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: segment_regions(torch.rand(6, 6)), "structure_map"),
+        (lambda: segment_regions(torch.rand(1, 6, 6), 1), "num_regions"),
+        (lambda: segment_regions(torch.rand(1, 6, 6), 4, torch.rand(1, 6, 6)), "mask"),
+        (lambda: place_positions(torch.zeros(1, 1, dtype=torch.int64), (4, 4), (6, 6), border=3), "border"),
+    ],
+)
+def test_bad_arguments_are_named(call, name):
+    with pytest.raises(ValueError, match=name):
+        call()
+
+
+@pytest.mark.parametrize(("size", "border"), [((64, 64), 0), ((262, 262), 3), ((128, 96), 0), ((50, 33), 0)])
+def test_places_stay_in_their_block(size, border):
+    grid = (16, 12)
+    index = torch.arange(16 * 12).repeat(3, 1)
+    placed = place_positions(index, grid, size, border=border)
+    y, x = placed // size[1] - border, placed % size[1] - border
+    height, width = size[0] - 2 * border, size[1] - 2 * border
+    assert (y >= 0).all() and (y < height).all() and (x >= 0).all() and (x < width).all()
+    # The cell of the grid that the placed pixel lies in is the drawn one (up to rounding where sides do not divide).
+    tolerance = 0 if height % 16 == 0 and width % 12 == 0 else 1
+    assert ((y * 16 // height) - index // 12).abs().max() <= tolerance
+    assert ((x * 12 // width) - index % 12).abs().max() <= tolerance
+
+
+def test_a_coarser_grid_takes_the_cell_that_holds_the_place():
+    index = torch.arange(16 * 12)[None]
+    placed = place_positions(index, (16, 12), (8, 6))
+    assert torch.equal(placed, (index // 12 // 2) * 6 + index % 12 // 2)
+
+
+def test_places_are_uniform_in_their_block():
+    index = torch.full((1, 40000), 5)
+    placed = place_positions(index, (4, 4), (16, 16), generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(placed.flatten(), minlength=256).view(16, 16)[4:8, 4:8].double()
+    assert counts.sum() == 40000
+    chi2 = ((counts - 2500) ** 2 / 2500).sum()
+    assert chi2 < 37.7  # 15 degrees of freedom, p = 0.001
+
+
+def test_one_set_of_positions_for_all_layers():
+    structure = torch.rand(2, 16, 16)
+    sample = StructureSampler(32)(structure, torch.ones(2, 1, 64, 64))
+    layers = sample.on([(70, 70), (64, 64), (32, 32), (16, 16)], [3, 0, 0, 0])
+    assert layers[3] is sample.index
+    for placed, side, border in zip(layers, (64, 64, 32, 16), (3, 0, 0, 0), strict=True):
+        y, x = placed // (side + 2 * border) - border, placed % (side + 2 * border) - border
+        assert torch.equal((y * 16 // side) * 16 + x * 16 // side, sample.index)
+        assert all(row.unique().numel() == 32 for row in placed)
+
+
+def test_switches():
+    structure = torch.zeros(1, 16, 16)
+    structure[:, :4, :4] = 1.0
+    rng = torch.Generator().manual_seed(1)
+
+    def share(**options) -> float:
+        sample = StructureSampler(64, window=1, **options)(structure.expand(64, -1, -1), generator=rng)
+        return ((sample.index // 16 < 4) & (sample.index % 16 < 4)).double().mean().item()
+
+    assert share(regions=False, dynamic=False) == pytest.approx(16 / 256, abs=0.02)
+    assert share(regions=False, dynamic=True) == pytest.approx(16 / 64)  # all the density there is
+    assert StructureSampler(64, regions=False, dynamic=False)(structure).region.unique().tolist() == [0]
+    given = torch.zeros(1, 16, 16, dtype=torch.int64)
+    given[:, 8:] = 7
+    sample = StructureSampler(64, dynamic=False)(structure, region=given)
+    assert torch.bincount(sample.region[0]).tolist() == [32] + 6 * [0] + [32]
+
+
+def test_multiplicity_weighs_instead_of_drawing():
+    structure = torch.rand(2, 16, 16)
+    sample = StructureSampler(64, multiplicity=True, boost=3.0, window=1)(structure)
+    dense = structure.flatten(1).gather(1, sample.index) > 1.5 * structure.mean((1, 2))[:, None]
+    assert torch.equal(sample.weight, torch.where(dense, 3.0, 1.0))
+    assert StructureSampler(64)(structure).weight is None
+
+
+def test_small_maps_give_fewer_patches():
+    assert StructureSampler(256)(torch.rand(1, 4, 4)).index.shape == (1, 16)
