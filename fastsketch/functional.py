@@ -45,7 +45,7 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _check_above_zero(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
+    if not 0 < value < math.inf:  # math.isfinite would break the graph where torch.compile makes the float symbolic
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
@@ -77,8 +77,8 @@ def patch_nce(
         region: [B, S] integer, the region of each sample; needed by the two regional choices, refused by the others.
         weight: [B, S] floating, factor of each query's loss (its multiplicity [D]), non-negative.
         normalize: divide query and key by (their L2 norm + 1e-7) first, in float32 whatever the dtype.
-        reduction: ``mean``: Σ wℓ / Σ w (weights default to 1; 0 if all are 0), as `torch.nn.functional.cross_entropy`
-            weighs; ``sum``: Σ wℓ; ``none``: wℓ, [B, S].
+        reduction: ``mean``: Σ wℓ / Σ w (weights default to 1; 0 if all are 0, or there are no queries), as
+            `torch.nn.functional.cross_entropy` weighs; ``sum``: Σ wℓ; ``none``: wℓ, [B, S].
 
     Returns:
         float32, or float64 for float64 input; a scalar, or [B, S] with ``reduction="none"``. Accumulated in
@@ -103,7 +103,7 @@ def patch_nce(
         raise ValueError(f"region must be given for negatives={negatives!r}")
     if not regional and region is not None:
         raise ValueError(f"region is not used by negatives={negatives!r}; leave it out")
-    batch, samples, _ = query.shape
+    batch, samples, width = query.shape
     if region is not None:
         _check_tensor("region", region, _INTEGER)
         _check_like("region", region, (batch, samples), query)
@@ -112,7 +112,7 @@ def patch_nce(
         _check_like("weight", weight, (batch, samples), query)
 
     if negatives == "batch":
-        query, key = query.reshape(1, batch * samples, -1), key.reshape(1, batch * samples, -1)
+        query, key = (x.reshape(1, batch * samples, width) for x in (query, key))
         negatives = "image"
     loss = _patch_nce.patch_nce_forward(query, key, region, float(temperature), negatives, normalize)[0].view(
         batch, samples
@@ -126,7 +126,7 @@ def patch_nce(
     if reduction == "sum":
         return loss.sum()
     if weight is None:
-        return loss.mean()
+        return loss.mean() if loss.numel() else loss.sum()
     total = weight.sum()
     return loss.sum() / torch.where(total > 0, total, 1)
 
@@ -233,7 +233,7 @@ def sample_patches(
     positions = density.shape[1:].numel()
     if not 1 <= num_patches <= positions:
         raise ValueError(f"num_patches must be 1 to {positions}, the positions of an image, got {num_patches}")
-    if not (threshold >= 0 and math.isfinite(threshold)):
+    if not 0 <= threshold < math.inf:
         raise ValueError(f"threshold must be non-negative and finite, got {threshold}")
     _check_above_zero("boost", boost)
     if region is not None:
@@ -291,7 +291,7 @@ def attention_statistics(
         raise TypeError(f"key must have query's dtype {query.dtype}, got {key.dtype}")
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     return _attention.attention_statistics_forward(query, key, float(scale))[:2]
 

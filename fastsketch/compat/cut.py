@@ -148,12 +148,10 @@ class PatchSampleF(nn.Module):
     @torch.compiler.disable  # new parameters have no place in a graph
     def create_mlp(self, feats: Sequence[Tensor]) -> None:
         """Make and initialise the mlps for `feats`, a list of [B, C, *spatial]."""
-        self._create_mlp([feat.shape[1] for feat in feats])
-        if not self.gpu_ids:
-            self.to(feats[0].device)
+        self._create_mlp([feat.shape[1] for feat in feats], feats[0].device)
 
-    def _create_mlp(self, widths: Sequence[int]) -> None:
-        """Draw in CUT's order: the defaults of all layers first, then the initialisation, on its device."""
+    def _create_mlp(self, widths: Sequence[int], device: torch.device) -> None:
+        """Draw in CUT's order: the defaults of all layers first, then the initialisation; `device` without gpu_ids."""
         for mlp_id, width in enumerate(widths):
             mlp = nn.Sequential(nn.Linear(width, self.nc), nn.ReLU(), nn.Linear(self.nc, self.nc))
             setattr(self, f"mlp_{mlp_id}", mlp)
@@ -163,6 +161,8 @@ class PatchSampleF(nn.Module):
             if isinstance(module, nn.Linear):
                 INITIALISERS[self.init_type](module.weight.data, self.init_gain)
                 nn.init.zeros_(module.bias.data)
+        if not self.gpu_ids:
+            self.to(device)
         self.mlp_init = True
 
     def forward(
@@ -252,13 +252,13 @@ class PatchSampleF(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """Make the mlps by the checkpoint's widths if there are none yet; torch then fills them."""
         if self.use_mlp and not self.mlp_init:
-            widths = []
-            while (key := f"{prefix}mlp_{len(widths)}.0.weight") in state_dict:
-                widths.append(state_dict[key].shape[1])
-            if widths:
+            first_weights = []
+            while (key := f"{prefix}mlp_{len(first_weights)}.0.weight") in state_dict:
+                first_weights.append(state_dict[key])
+            if first_weights:
                 # Loading must leave the random generators as they are.
                 with torch.random.fork_rng(devices=self.gpu_ids[:1]):
-                    self._create_mlp(widths)
+                    self._create_mlp([weight.shape[1] for weight in first_weights], first_weights[0].device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -38,7 +38,7 @@ def patch_nce_forward(
     """
     dtype = accumulation_dtype(query.dtype)
     q, k = query.to(dtype), key.to(dtype)
-    query_scale = key_scale = q.new_empty(0)
+    query_scale, key_scale = q.new_empty(0), q.new_empty(0)  # two tensors: outputs must not share memory
     if normalize:
         query_scale, key_scale = _inverse_norm(q), _inverse_norm(k)
         q, k = q * query_scale[..., None], k * key_scale[..., None]

@@ -33,9 +33,9 @@ def sampling_weight(density: Tensor, threshold: float, boost: float) -> Tensor:
 def region_quota(weight: Tensor, region: Tensor, num_patches: int, num_regions: int) -> Tensor:
     """Samples of each region: largest-remainder rounding of num_patches·(its share of the weight) [D].
 
-    No region gets more than it has positions; what is over goes to the other regions in order of weight, as much
-    as each can hold. Then, if there are enough samples for all, an empty-handed region gets one from the
-    largest quotas. Ties go to the lower region.
+    No region gets more than it has positions; what is over goes to the other regions in order of weight (that is, of
+    the rounded share), as much as each can hold. Then, if there are enough samples for all, an empty-handed region
+    gets one from the largest quotas. Ties go to the lower region.
 
     Args:
         weight: [B, N] float64.
@@ -61,7 +61,7 @@ def region_quota(weight: Tensor, region: Tensor, num_patches: int, num_regions: 
 
     over = (quota - size).clamp_min(0)
     quota -= over
-    quota += _fill(over.sum(1, keepdim=True), size - quota, mass)
+    quota += _fill(over.sum(1, keepdim=True), size - quota, share)
 
     enough = present.sum(1, keepdim=True) <= num_patches
     lift = (present & (quota == 0) & enough).long()

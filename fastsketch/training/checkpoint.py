@@ -62,7 +62,7 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str)
             for n in expected
             if n in got and got[n].shape != expected[n].shape
         ]
-        parts = [f"missing {missing[0]}"] * bool(missing) + [f"surplus {surplus[0]}"] * bool(surplus) + shapes[:1]
+        parts = [f"missing {name}" for name in missing[:1]] + [f"surplus {name}" for name in surplus[:1]] + shapes[:1]
         raise FastsketchError(f"{source}: weights of another architecture ({'; '.join(parts)})") from error
 
 

@@ -64,8 +64,9 @@ def _reached_from_outside(passable: np.ndarray) -> np.ndarray:
 def _black_wedge(brightest: np.ndarray) -> np.ndarray:
     """The black strip that a rotation left along the bottom: thin, straight-edged, from side to side.
 
-    Clothes can be as black, but are neither straight-edged nor do they span the width: the top of the black run
-    above the bottom edge is fitted by a line over the columns, robustly, and must follow it in most columns.
+    Clothes can be as black, but are neither straight-edged nor do they span the width: the height of the black run
+    above the bottom edge is fitted by a line over the columns, robustly, and must follow it in many columns and at
+    one side of the photo at least. A strip below clothes of the same black cannot be told from them and stays.
     """
     height, width = brightest.shape
     most = max(2, round(0.15 * height))

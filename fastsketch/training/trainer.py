@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.optim import Adam
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -98,7 +97,6 @@ class Trainer:
             "generator": Adam(drawing, config.lr, config.betas),
             "discriminator": Adam(judging, config.lr, config.betas),
         }
-        self.schedulers = {n: LambdaLR(o, self._decay) for n, o in self.optimizers.items()}
         self.step = self.epoch = self.seen = 0
         self._stop = False
         if config.resume:
@@ -161,9 +159,10 @@ class Trainer:
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
-    def _decay(self, epoch: int) -> float:
-        """Constant, then linear to zero [L: CUT]."""
-        return 1 - max(0, epoch + 1 - self.config.epochs) / (self.config.decay_epochs + 1)
+    def learning_rate(self, epoch: int) -> float:
+        """Constant, then linear towards zero [L: CUT]; a function of the epoch alone, so nothing of it is saved."""
+        over = max(0, epoch + 1 - self.config.epochs)
+        return self.config.lr * (1 - over / (self.config.decay_epochs + 1))
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Update the discriminator, then generator and projection; the losses as numbers."""
@@ -226,6 +225,9 @@ class Trainer:
 
     def _run_epoch(self, bar: tqdm, board: SummaryWriter) -> None:
         bar.set_description(f"epoch {self.epoch + 1}/{self.config.total_epochs}")
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.epoch)
         for batch in self._batches():
             start = time.perf_counter()
             losses = self.train_step(batch)
@@ -242,8 +244,6 @@ class Trainer:
                 return
         self.seen = 0
         self.epoch += 1
-        for scheduler in self.schedulers.values():
-            scheduler.step()
         if self.examples:
             path = self.paths.pictures / f"epoch_{self.epoch:04d}.png"
             save_picture_grid(self.translator, self.examples, path, self.config.seed)
@@ -286,7 +286,6 @@ class Trainer:
             "settings": self.config.to_json(),
             "networks": {name: module.state_dict() for name, module in self.translator.networks().items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.schedulers.items()},
             "rng": {"torch": torch.get_rng_state(), "run": self.rng.get_state()},
             "step": self.step,
             "epoch": self.epoch,
@@ -312,8 +311,6 @@ class Trainer:
                 load_weights(module, state["networks"][name], f"{path} ({name})")
             for name, optimizer in self.optimizers.items():
                 optimizer.load_state_dict(state["optimizers"][name])
-            for name, scheduler in self.schedulers.items():
-                scheduler.load_state_dict(state["schedulers"][name])
             torch.set_rng_state(state["rng"]["torch"].cpu())
             self.rng.set_state(state["rng"]["run"].cpu())
             self.step, self.epoch, self.seen = state["step"], state["epoch"], state["seen"]

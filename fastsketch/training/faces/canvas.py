@@ -19,33 +19,25 @@ _SHIFT = 5
 def spline(points: Sequence[Sequence[float]], closed: bool = False, samples: int = 8) -> np.ndarray:
     """Return the uniform Catmull-Rom curve through ``points`` ([P, 2]) as [Q, 2] float64."""
     p = np.asarray(points, dtype=np.float64)
-    if closed:
-        p = np.concatenate([p[-1:], p, p[:2]])
-    else:
-        p = np.concatenate([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
+    before, after = (p[-1:], p[:2]) if closed else (2 * p[:1] - p[1:2], 2 * p[-1:] - p[-2:-1])
+    p = np.concatenate([before, p, after])
     t = np.linspace(0.0, 1.0, samples, endpoint=False)[None, :, None]
     a, b, c, d = (p[i : len(p) - 3 + i, None] for i in range(4))
-    curve = 0.5 * (
-        2 * b
-        + (c - a) * t
-        + (2 * a - 5 * b + 4 * c - d) * t**2
-        + (3 * b - a - 3 * c + d) * t**3
-    )
+    curve = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
     curve = curve.reshape(-1, 2)
     return curve if closed else np.concatenate([curve, p[-2:-1]])
 
 
 def resample(curve: np.ndarray, count: int) -> np.ndarray:
     """Return ``count`` points at equal arc length along ``curve`` ([Q, 2] -> [count, 2])."""
-    length = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(curve, axis=0).T))])
-    at = np.linspace(0.0, length[-1], count)
-    return np.stack([np.interp(at, length, curve[:, i]) for i in range(2)], axis=1)
+    return part(curve, 0.0, 1.0, count)
 
 
 def part(curve: np.ndarray, start: float, stop: float, count: int = 24) -> np.ndarray:
     """Return the stretch of ``curve`` between two fractions of its length."""
-    fine = resample(curve, 96)
-    return fine[np.linspace(start * 95, stop * 95, count).round().astype(int)]
+    length = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(curve, axis=0).T))])
+    at = np.linspace(start * length[-1], stop * length[-1], count)
+    return np.stack([np.interp(at, length, curve[:, i]) for i in range(2)], axis=1)
 
 
 def wobble(curve: np.ndarray, rng: np.random.Generator, amount: float) -> np.ndarray:
@@ -54,6 +46,11 @@ def wobble(curve: np.ndarray, rng: np.random.Generator, amount: float) -> np.nda
     drift = rng.normal(0.0, amount, size=(knots, 2))
     at = np.linspace(0, knots - 1, len(curve))
     return curve + np.stack([np.interp(at, np.arange(knots), drift[:, i]) for i in range(2)], 1)
+
+
+def shifted(points: np.ndarray, x: float, y: float) -> np.ndarray:
+    """Return ``points`` [..., 2] moved by (x, y)."""
+    return points + np.array([x, y])
 
 
 def mirror(curve: np.ndarray, side: int) -> np.ndarray:
@@ -102,13 +99,15 @@ class Canvas:
 
     def __init__(self, height: int, width: int, scale: float, centre: tuple[float, float]) -> None:
         self.height, self.width, self.scale, self.centre = height, width, scale, centre
+        one = 1 << _SHIFT
+        self._gain = scale * one
+        self._shift = (np.array(centre) * scale - 0.5) * one
         self.x = ((np.arange(width, dtype=np.float32) + 0.5) / scale - centre[0])[None, :]
         self.y = ((np.arange(height, dtype=np.float32) + 0.5) / scale - centre[1])[:, None]
 
     def pixels(self, points: np.ndarray) -> np.ndarray:
         """Return ``points`` [..., 2] (face units, x then y) in OpenCV's fixed-point pixel coordinates (int32)."""
-        at = (np.asarray(points) + np.asarray(self.centre)) * self.scale - 0.5
-        return np.round(at * (1 << _SHIFT)).astype(np.int32)
+        return np.rint(points * self._gain + self._shift).astype(np.int32)
 
     def fill(self, polygon: np.ndarray, blur: float = 0.0) -> Patch:
         """Return the coverage of a closed polygon [Q, 2], its edge softened by ``blur`` units (a Gaussian's sigma)."""
@@ -120,24 +119,22 @@ class Canvas:
 
     def _patch(self, curves: Sequence[np.ndarray], blur: float, thickness: int | None) -> Patch:
         fixed = [self.pixels(curve) for curve in curves]
-        everything = np.concatenate(fixed)
+        everything = fixed[0] if len(fixed) == 1 else np.concatenate(fixed)
+        x, y, w, h = cv2.boundingRect(everything)
         margin = int(np.ceil(3 * blur * self.scale)) + 2 + (thickness or 0)
-        low = np.maximum((everything.min(0) >> _SHIFT) - margin, 0)
-        high = np.minimum(
-            (everything.max(0) >> _SHIFT) + margin + 2, (self.width, self.height)
-        )
-        size = np.maximum(high - low, 1)
-        low = np.minimum(low, (self.width - 1, self.height - 1))
-        layer = np.zeros((int(size[1]), int(size[0])), np.uint8)
-        fixed = [curve - (low << _SHIFT).astype(np.int32) for curve in fixed]
+        left, right = _span(x, w, margin, self.width)
+        top, bottom = _span(y, h, margin, self.height)
+        layer = np.zeros((bottom - top, right - left), np.uint8)
+        corner = np.array((left << _SHIFT, top << _SHIFT), np.int32)
+        fixed = [curve - corner for curve in fixed]
         if thickness is None:
             cv2.fillPoly(layer, fixed, 255, cv2.LINE_AA, _SHIFT)
         else:
             cv2.polylines(layer, fixed, False, 255, thickness, cv2.LINE_AA, _SHIFT)
-        mask = layer.astype(np.float32) / 255.0
+        mask = layer * np.float32(1 / 255)
         if blur > 0:
             mask = soften(mask, blur * self.scale)
-        return Patch(mask, int(low[1]), int(low[0]))
+        return Patch(mask, top, left)
 
     def full(self, patch: Patch) -> np.ndarray:
         """Return ``patch`` laid out over the whole canvas ([H, W] float32)."""
@@ -146,14 +143,17 @@ class Canvas:
         image[patch.top : patch.top + h, patch.left : patch.left + w] = patch.mask
         return image
 
-    def draw_strands(
-        self, layer: np.ndarray, strands: np.ndarray, value: object, thickness: int
-    ) -> None:
+    def draw_strands(self, layer: np.ndarray, strands: np.ndarray, value: object, thickness: int) -> None:
         """Draw strands [N, M, 2] into a uint8 ``layer`` in one value, in place."""
         if len(strands):
-            cv2.polylines(
-                layer, list(self.pixels(strands)), False, value, thickness, cv2.LINE_AA, _SHIFT
-            )
+            cv2.polylines(layer, list(self.pixels(strands)), False, value, thickness, cv2.LINE_AA, _SHIFT)
+
+
+def _span(start: int, length: int, margin: int, size: int) -> tuple[int, int]:
+    """Whole pixels around a fixed-point interval, at least one, inside [0, ``size``)."""
+    low = min(max((start >> _SHIFT) - margin, 0), size - 1)
+    high = min(((start + length) >> _SHIFT) + margin + 2, size)
+    return low, max(high, low + 1)
 
 
 def soften(image: np.ndarray, sigma: float) -> np.ndarray:
@@ -173,6 +173,12 @@ def value_noise(rng: np.random.Generator, height: int, width: int, cell: float) 
     rows, columns = max(2, round(height / cell)), max(2, round(width / cell))
     grid = rng.uniform(-1.0, 1.0, size=(rows, columns)).astype(np.float32)
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def box_of(cover: np.ndarray) -> tuple[slice, slice]:
+    """Return the rows and columns outside which ``cover`` [H, W] is zero."""
+    x, y, w, h = cv2.boundingRect((cover > 0).view(np.uint8))
+    return slice(y, y + h), slice(x, x + w)
 
 
 def smoothstep(low: float, high: float, value: np.ndarray) -> np.ndarray:

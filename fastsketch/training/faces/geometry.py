@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastsketch.training.faces.canvas import mirror, part, resample, spline
+from fastsketch.training.faces.canvas import mirror, part, resample, shifted, spline
 from fastsketch.training.faces.traits import Traits
 
 
@@ -50,6 +50,7 @@ class Geometry:
     mouth: np.ndarray  # the line between the lips
     folds: tuple[np.ndarray, np.ndarray]  # from the nose's wings to the mouth's corners
     chin_y: float
+    forehead: list[np.ndarray]  # age lines
 
     def half_width(self, y: np.ndarray) -> np.ndarray:
         """Half-width of the head at height ``y``."""
@@ -59,9 +60,7 @@ class Geometry:
         """Closed outline [Q, 2] of a spectacle lens."""
         gap = abs(self.eyes[0].centre[0])
         cx, cy = gap + 1.0, 2.0
-        power, a, b = {"round": (2.0, 13.2, 12.2), "square": (4.2, 15.2, 10.0)}.get(
-            shape, (3.2, 14.8, 9.6)
-        )
+        power, a, b = {"round": (2.0, 13.2, 12.2), "square": (4.2, 15.2, 10.0)}.get(shape, (3.2, 14.8, 9.6))
         t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
         x = np.sign(np.cos(t)) * np.abs(np.cos(t)) ** (2 / power)
         y = np.sign(np.sin(t)) * np.abs(np.sin(t)) ** (2 / power)
@@ -72,7 +71,7 @@ class Geometry:
 def _eye(traits: Traits, side: int) -> Eye:
     g, s, o = traits.eye_gap, traits.eye_size, traits.eye_open
     tilt = traits.eye_tilt
-    at = [(-10.2, 1.5), (-6.0, -2.2), (-0.6, -4.3), (5.6, -3.4), (10.6, 0.4)]
+    at = [(-10.2, 1.5), (-6.2, -2.6), (-0.6, -4.4), (5.6, -3.4), (10.6, 0.4)]
     below = [(-10.2, 1.5), (-5.5, 3.1), (0.2, 3.9), (5.8, 3.0), (10.6, 0.4)]
 
     def place(points: list[tuple[float, float]], lift: float = 0.0) -> np.ndarray:
@@ -87,6 +86,27 @@ def _eye(traits: Traits, side: int) -> Eye:
     return Eye(side, upper, lower, crease, bag, np.array([side * (g + 0.1), -0.6 * s]), 4.25 * s)
 
 
+def _forehead(traits: Traits, brow_y: float) -> list[np.ndarray]:
+    count = int(np.clip((traits.age - 30) / 9, 0, 4))
+    reach = 18 + 6 * traits.lid_fold
+    lines = []
+    for i, y in enumerate(np.linspace(brow_y - 8, 0.78 * traits.hairline - 3, count)):
+        lean = 1.2 * np.sin(7 * traits.hair_volume + 2 * i)
+        half = reach * (1 - 0.12 * abs(i - 1))
+        lines.append(
+            spline(
+                [
+                    (-half + lean, y + 1.2),
+                    (-0.4 * half, y - 0.3),
+                    (lean, y + 0.7),
+                    (0.45 * half, y - 0.4),
+                    (half + lean, y + 1),
+                ]
+            )
+        )
+    return lines
+
+
 def build_geometry(traits: Traits) -> Geometry:
     """Lay out a face's curves from its traits."""
     w, j, chin = 46.0 * traits.face_width, traits.jaw, 75.0 + traits.chin
@@ -98,10 +118,10 @@ def build_geometry(traits: Traits) -> Geometry:
             (0.975 * w, -32.0),
             (1.0 * w, -8.0),
             (0.985 * w, 12.0),
-            (0.93 * w, 31.0),
-            (0.79 * w * j, 0.655 * chin),
-            (0.555 * w * j, 0.87 * chin),
-            (0.27 * w * j, 0.985 * chin),
+            (0.925 * w, 29.0),
+            (0.755 * w * j, 0.655 * chin),
+            (0.50 * w * j, 0.875 * chin),
+            (0.245 * w * j, 0.985 * chin),
         ]
     )
     left = right[1:][::-1] * (-1, 1)
@@ -116,28 +136,27 @@ def build_geometry(traits: Traits) -> Geometry:
         + (0.99 * w, 2.0),
         closed=True,
     )
-    thick = 31.0 if traits.male else 25.5
+    thick = 29.5 if traits.male else 23.5
     thick *= 0.9 + 0.1 * traits.face_width
     side = spline(
-        [(thick + 2, 40), (thick, 66), (thick + 0.5, 84), (thick + 8, 97), (thick + 30, 107), (118, 128), (122, 190)]
+        [(thick + 2, 40), (thick, 66), (thick + 0.5, 84), (thick + 7, 98), (thick + 8, 110), (thick + 8, 190)]
     )  # fmt: skip
     neck = np.concatenate([side, mirror(side, -1)[::-1]])
-    broad = 1.0 if traits.male else 0.9
+    broad = 1.03 if traits.male else 0.96
     shoulder = spline(
-        [(thick + 3, 93), (thick + 18, 101), (66 * broad, 110), (90 * broad, 121), (103 * broad, 142), (108 * broad, 190)]
+        [(thick + 3, 91), (thick + 17, 101), (66 * broad, 110), (90 * broad, 120), (104 * broad, 140),
+         (110 * broad, 190)]
     )  # fmt: skip
+    # tall pictures show more of the body
+    shoulder = np.concatenate([shoulder, [(112 * broad, 900)]])
     torso = np.concatenate([shoulder, mirror(shoulder, -1)[::-1]])
 
     ny, nw = 32.0 + traits.nose_length, traits.nose_width
-    wing = spline(
-        np.array([(8.6, -7.5), (11.2, -3.2), (11.0, 0.6), (8.4, 2.2), (6.6, 1.0)]) * (nw, 1) + (0, ny)
-    )
+    wing = spline(np.array([(8.6, -7.5), (11.2, -3.2), (11.0, 0.6), (8.4, 2.2), (6.6, 1.0)]) * (nw, 1) + (0, ny))
     nostril = spline(
         np.array([(3.0, 1.6), (5.2, -0.3), (8.0, 0.5), (7.0, 2.0), (4.4, 2.5)]) * (nw, 1) + (0, ny), closed=True
     )  # fmt: skip
-    base = spline(
-        np.array([(-6.5, 1.2), (-3.6, 2.6), (0, 3.9), (3.6, 2.6), (6.5, 1.2)]) * (nw, 1) + (0, ny)
-    )
+    base = spline(np.array([(-6.5, 1.2), (-3.6, 2.6), (0, 3.9), (3.6, 2.6), (6.5, 1.2)]) * (nw, 1) + (0, ny))
 
     my = 49.0 + 0.55 * traits.chin + 0.4 * traits.nose_length
     mw, full, smile = 17.2 * traits.mouth_width + 0.5 * traits.smile, traits.lip_fullness, traits.smile
@@ -146,7 +165,7 @@ def build_geometry(traits: Traits) -> Geometry:
     def lip(points: list[tuple[float, float]]) -> np.ndarray:
         p = np.array(points) * unit
         p[:, 1] -= smile * (np.abs(p[:, 0]) / mw) ** 2 - 0.25 * smile
-        return spline(p + (0, my))
+        return spline(shifted(p, 0, my))
 
     upper_lip = lip(
         [(-1, 0.2), (-0.62, -2.2 * full), (-0.22, -4.5 * full), (0, -3.5 * full),
@@ -156,11 +175,13 @@ def build_geometry(traits: Traits) -> Geometry:
         [(-1, 0.2), (-0.6, 4.1 * full), (-0.25, 6.3 * full), (0, 6.6 * full),
          (0.25, 6.3 * full), (0.6, 4.1 * full), (1, 0.2)]
     )  # fmt: skip
-    mouth = lip([(-1.03, 0.2), (-0.55, 0.1), (-0.18, -0.2), (0, 0.5), (0.18, -0.2), (0.55, 0.1), (1.03, 0.2)])  # fmt: skip
+    mouth = lip(
+        [(-1.03, 0.2), (-0.55, 0.1), (-0.18, -0.2), (0, 0.5), (0.18, -0.2), (0.55, 0.1), (1.03, 0.2)]
+    )  # fmt: skip
     fold = spline([(11.5 * nw, ny - 3), (16.5, ny + 5), (mw + 3.0, my - 3), (mw + 3.5, my + 5)])
 
     by, arch = -14.5 + traits.brow_height, traits.brow_arch
-    brow = spline([(8.2, by + 2.0), (15, by - 0.6), (25, by - 1.6 - arch), (35.0 * traits.face_width, by + 2.6)])
+    brow = spline([(8.6, by + 1.2), (15, by - 0.4), (25, by - 1.2 - arch), (35.0 * traits.face_width, by + 2.6)])
     both = (-1, 1)
     return Geometry(
         head=head,
@@ -181,4 +202,5 @@ def build_geometry(traits: Traits) -> Geometry:
         mouth=mouth,
         folds=tuple(mirror(part(fold, 0.08, 1.0), s) for s in both),
         chin_y=chin,
+        forehead=_forehead(traits, by),
     )

@@ -35,12 +35,23 @@ _CLOTH = (
 )  # fmt: skip
 
 MALE_STYLES = {"short": 3.0, "quiff": 2.0, "crop": 2.0, "bald": 0.9, "curly": 0.7, "long": 0.4}
-FEMALE_STYLES = {"long": 3.0, "bob": 2.0, "fringe": 1.6, "pulled": 2.0, "curly": 0.9, "wavy": 2.0, "short": 0.5}  # fmt: skip
+FEMALE_STYLES = {
+    "long": 3.0,
+    "bob": 2.0,
+    "fringe": 1.6,
+    "pulled": 2.0,
+    "curly": 0.9,
+    "wavy": 2.0,
+    "short": 0.5,
+}
 
 
 @dataclass(frozen=True)
 class Traits:
-    """A face in numbers. Lengths are face units, colours [3] in [0, 1], the rest 0..1 unless said otherwise."""
+    """A face in numbers. Lengths are face units, colours float32 [3] in [0, 1], the rest 0..1 unless said otherwise.
+
+    Arrays are float32 so that full-size maps computed from them stay float32.
+    """
 
     male: bool
     age: float  # years
@@ -110,9 +121,7 @@ def draw_traits(rng: np.random.Generator) -> Traits:
         style = "bald"
     beard = "none"
     if male:
-        beard = _choose(
-            rng, {"none": 4.5, "stubble": 2.2, "moustache": 0.9, "goatee": 0.9, "full": 1.4}
-        )
+        beard = _choose(rng, {"none": 4.5, "stubble": 2.2, "moustache": 0.9, "goatee": 0.9, "full": 1.4})
     iris = _IRIS[int(rng.integers(0, 2 if tone > 2.2 else len(_IRIS)))]
     clothes = _choose(
         rng,
@@ -124,20 +133,20 @@ def draw_traits(rng: np.random.Generator) -> Traits:
     return Traits(
         male=male,
         age=age,
-        skin=np.clip(skin, 0.03, 0.9),
-        hair_colour=np.clip(hair, 0.08, 0.95),
+        skin=np.clip(skin, 0.03, 0.9).astype(np.float32),
+        hair_colour=np.clip(hair, 0.08, 0.95).astype(np.float32),
         hair_style=style,
         hair_volume=float(rng.uniform(0.0, 1.0)),
         parting=float(rng.choice([-1, 1]) * rng.uniform(2, 22)),
         hairline=float(-50 + rng.uniform(-4, 4) - recede),
         grey=grey,
-        iris=np.array(iris) * rng.normal(1, 0.08),
+        iris=(np.array(iris) * rng.normal(1, 0.08)).astype(np.float32),
         face_width=float(np.clip(rng.normal(1.0 if male else 0.965, 0.035), 0.9, 1.09)),
         jaw=float(np.clip(rng.normal(1.05 if male else 0.93, 0.055), 0.84, 1.17)),
         chin=float(np.clip(rng.normal(0.8 if male else -2.0, 2.4), -6, 6)),
         eye_size=float(np.clip(rng.normal(0.97 if male else 1.07, 0.05), 0.86, 1.2)),
         eye_open=float(np.clip(rng.normal(0.92 if male else 1.06, 0.11), 0.68, 1.3)),
-        eye_tilt=float(rng.normal(0.5, 0.7)),
+        eye_tilt=float(rng.normal(0.3, 0.6)),
         eye_gap=float(np.clip(rng.normal(21.0, 0.7), 19.6, 22.6)),
         lid_fold=float(rng.uniform(0.2, 1.0)),
         brow_height=float(rng.normal(0.6 if male else -0.8, 1.0)),
@@ -147,17 +156,17 @@ def draw_traits(rng: np.random.Generator) -> Traits:
         nose_length=float(rng.normal(0.0, 1.5)),
         mouth_width=float(np.clip(rng.normal(1.0, 0.07), 0.85, 1.18)),
         lip_fullness=float(np.clip(rng.normal(0.88 if male else 1.12, 0.14) + 0.05 * tone, 0.6, 1.6)),
-        smile=float(np.clip(rng.normal(0.7, 0.9), -0.8, 2.6)),
+        smile=float(np.clip(rng.normal(1.5, 1.0), -0.3, 3.4)),
         ear=float(rng.uniform(0.9, 1.12)),
         glasses=_choose(rng, {"none": 7.0, "round": 0.9, "square": 1.1, "half": 0.6}),
         beard=beard,
         freckles=bool(tone < 1.3 and rng.random() < 0.25),
         clothes=clothes,
-        cloth=np.array(_CLOTH[int(rng.integers(len(_CLOTH)))]) * rng.normal(1, 0.08),
-        light=light / np.linalg.norm(light),
+        cloth=(np.array(_CLOTH[int(rng.integers(len(_CLOTH)))]) * rng.normal(1, 0.08)).astype(np.float32),
+        light=(light / np.linalg.norm(light)).astype(np.float32),
         roll=float(np.clip(rng.normal(0, 1.8), -4, 4)),
         yaw=float(np.clip(rng.normal(0, 2.2), -5, 5)),
         pitch=float(np.clip(rng.normal(0, 1.2), -2.5, 2.5)),
         size=float(np.clip(rng.normal(1.0, 0.025), 0.95, 1.05)),
-        offset=(float(rng.normal(0, 1.2)), float(rng.normal(0, 1.5))),
+        offset=(float(rng.normal(0, 1.2)), float(np.clip(rng.normal(4.0, 1.6), 0, 8))),
     )

@@ -1,0 +1,188 @@
+"""The kernels in C++ (csrc/), for tensors on the CPU: same names and signatures as `fastsketch.reference`.
+
+Importing this module loads `_C.so`, which registers torch.ops.fastsketch_C; where it was not built, the ImportError says
+why. `facts` tells how it was built and which instruction set runs.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastsketch.reference.gather import empty_features
+from fastsketch.reference.patch_nce import accumulation_dtype
+
+_FOLDER = Path(__file__).parent
+_NEGATIVES = ("image", "same_region", "other_regions")  # in the order of csrc/cpu/kernels.h
+
+
+def _load() -> None:
+    library = _FOLDER / "_C.so"
+    if not library.exists():
+        report = _FOLDER / "_build_report.txt"
+        reason = report.read_text().strip() if report.exists() else "not built (pip install -e . builds it)"
+        raise ImportError(f"C++ kernels {reason}")
+    torch.ops.load_library(library)
+    from fastsketch import _facts
+
+    if not _facts.level_used():
+        have = ", ".join(_facts.levels_detected())
+        raise ImportError(f"FASTSKETCH_CPU_LEVEL names an instruction set that is not there; there are {have}")
+
+
+_load()
+_ops = torch.ops.fastsketch_C
+
+
+def facts() -> dict[str, str]:
+    """Build and processor facts: compiler, flags, torch built for, instruction sets and the one in use."""
+    from fastsketch import _facts
+
+    return {
+        "compiler": _facts.compiler,
+        "flags": _facts.flags,
+        "torch": f"built for {_facts.built_for_torch}, runs on {_facts.least_torch} and later",
+        "instruction sets": ", ".join(_facts.levels_compiled()),
+        "of this processor": ", ".join(_facts.levels_detected()),
+        "in use": _facts.level_used(),
+        "CUDA architectures": ", ".join(_facts.cuda_architectures) or "none",
+    }
+
+
+def _int32(region: Tensor | None) -> Tensor | None:
+    """Region ids, which are only compared with each other, in the kernel's type."""
+    if region is None:
+        return None
+    if region.dtype == torch.int64 and region.numel():
+        low, high = region.aminmax()
+        limits = torch.iinfo(torch.int32)
+        if int(low) < limits.min or int(high) > limits.max:
+            region = region.unique(return_inverse=True)[1]
+    return region.to(torch.int32).contiguous()
+
+
+def patch_nce_forward(
+    query: Tensor,  # [B, S, D]
+    key: Tensor,  # [B, S, D]
+    region: Tensor | None,  # [B, S]
+    temperature: float,
+    negatives: str,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `fastsketch.reference.patch_nce`."""
+    code = _NEGATIVES.index(negatives)
+    return _ops.patch_nce_forward(query, key, _int32(region), temperature, code, normalize, False)[:4]
+
+
+def patch_nce_backward(
+    grad_loss: Tensor,  # [B, S]
+    query: Tensor,  # [B, S, D]
+    key: Tensor,  # [B, S, D]
+    region: Tensor | None,  # [B, S]
+    lse: Tensor,  # [B, S]
+    query_scale: Tensor,  # [B, S] or [0]
+    key_scale: Tensor,  # [B, S] or [0]
+    temperature: float,
+    negatives: str,
+    normalize: bool,
+    need_query: bool,
+    need_key: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `fastsketch.reference.patch_nce`."""
+    grad_query, grad_key = _ops.patch_nce_backward(
+        grad_loss.to(lse.dtype).contiguous(),
+        query,
+        key,
+        _int32(region),
+        lse.contiguous(),
+        query_scale.contiguous(),
+        key_scale.contiguous(),
+        temperature,
+        _NEGATIVES.index(negatives),
+        normalize,
+        need_query,
+        need_key,
+    )
+    return grad_query.to(query.dtype), grad_key.to(key.dtype)
+
+
+def gather_patches_forward(
+    features: Tensor,  # [B, C, *spatial]
+    index: Tensor,  # [B, S] int64
+) -> Tensor:  # [B, S, C]
+    """See `fastsketch.reference.gather`."""
+    patches = features.new_empty(index.shape[0], index.shape[1], features.shape[1])
+    _ops.gather_patches(features, index, patches)
+    return patches
+
+
+def gather_patches_backward(
+    grad_patches: Tensor,  # [B, S, C]
+    index: Tensor,  # [B, S] int64
+    spatial: Sequence[int],
+    channels_last: bool,
+) -> Tensor:  # [B, C, *spatial]
+    """See `fastsketch.reference.gather`."""
+    shape = (grad_patches.shape[0], grad_patches.shape[2], *spatial)
+    return tap_patches_add_(empty_features(grad_patches, shape, channels_last).zero_(), grad_patches, index)
+
+
+def tap_patches_backward(
+    grad_features: Tensor,  # [B, C, *spatial]
+    grad_patches: Tensor,  # [B, S, C]
+    index: Tensor,  # [B, S] int64
+) -> Tensor:  # [B, C, *spatial]
+    """See `fastsketch.reference.gather`."""
+    copy = torch.empty_like(grad_features).copy_(grad_features)
+    return tap_patches_add_(copy, grad_patches, index)
+
+
+def tap_patches_add_(
+    grad_features: Tensor,  # [B, C, *spatial]
+    grad_patches: Tensor,  # [B, S, C]
+    index: Tensor,  # [B, S] int64
+) -> Tensor:  # [B, C, *spatial]
+    """`tap_patches_backward` in place; `grad_features` must hold a value of its own at every position."""
+    _ops.scatter_patches(grad_features, grad_patches, index)
+    return grad_features
+
+
+def sample_patches(
+    density: Tensor,  # [B, N] floating
+    region: Tensor | None,  # [B, N] integer
+    uniform: Tensor,  # [B, N] in [0, 1]
+    num_patches: int,
+    threshold: float,
+    boost: float,
+) -> Tensor:  # [B, S] int64
+    """See `fastsketch.reference.sampling`: the same indices for the same uniforms."""
+    density, uniform = (x.to(accumulation_dtype(x.dtype)).contiguous() for x in (density, uniform))
+    region = None if region is None else region.long().contiguous()
+    return _ops.sample_patches(density, region, uniform, num_patches, threshold, boost)
+
+
+def attention_statistics_forward(
+    query: Tensor,  # [B, N, d]
+    key: Tensor,  # [B, M, d]
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `fastsketch.reference.attention`."""
+    return _ops.attention_statistics_forward(query, key, scale)
+
+
+def attention_statistics_backward(
+    grad_received: Tensor,  # [B, M]
+    grad_entropy: Tensor,  # [B, N]
+    query: Tensor,  # [B, N, d]
+    key: Tensor,  # [B, M, d]
+    entropy: Tensor,  # [B, N]
+    lse: Tensor,  # [B, N]
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """See `fastsketch.reference.attention`."""
+    grad_received, grad_entropy = (g.to(lse.dtype).contiguous() for g in (grad_received, grad_entropy))
+    grads = _ops.attention_statistics_backward(
+        grad_received, grad_entropy, query, key, entropy.contiguous(), lse.contiguous(), scale
+    )
+    return tuple(grad.to(query.dtype) for grad in grads)

@@ -1,0 +1,154 @@
+"""The command line as a user has it: what it draws, what it says, and how it fails."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastsketch.cli import main
+from fastsketch.training.trainer import Trainer
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return caught.value.code, out, err
+
+
+TINY = shlex.split(
+    "--image-size 40 --crop-size 32 --width 4 --blocks 5 --discriminator-width 4 --projection-dim 8 --num-patches 16 "
+    "--epochs 1 --decay-epochs 0 --lambda-perceptual 0 --pictures 1 --device cpu"
+)
+
+
+@pytest.fixture
+def weights(tiny) -> Path:
+    trained = Trainer(tiny(decay_epochs=0), Path(tiny().data), quiet=True)
+    trained.run()
+    return trained.paths.generator
+
+
+def test_train_generate_evaluate(capsys, data, tmp_path):
+    out = tmp_path / "trained"
+    code, text, _ = run(capsys, "train", "--data", data, "--out", out, *TINY)
+    assert code == 0 and "generator.safetensors" in text
+    drawn = tmp_path / "drawn"
+    weights = out / "generator.safetensors"
+    assert run(capsys, "generate", "--data", data, "-o", drawn, "--weights", weights, "--quiet")[0] == 0
+    assert sorted(p.name for p in (drawn / "blobs").iterdir()) == ["100.png", "101.png"]
+    code, text, _ = run(capsys, "evaluate", drawn, "--data", data, "--metrics", "fsim", "ssim", "--quiet")
+    assert code == 0 and "FSIM" in text and "blobs" in text
+    assert all((drawn / name).is_file() for name in ("metrics.csv", "summary.csv", "metrics.json"))
+
+
+def test_resume_needs_no_settings_again(capsys, data, tmp_path):
+    out = tmp_path / "trained"
+    assert run(capsys, "train", "--data", data, "--out", out, *TINY)[0] == 0
+    code, _, err = run(capsys, "train", "--data", data, "--out", out, *TINY)
+    assert code == 1 and "--resume" in err
+    assert run(capsys, "train", "--out", out, "--resume", "--epochs", "2")[0] == 0
+    assert (out / "pictures" / "epoch_0002.png").is_file()
+
+
+def test_presets_set_the_defaults(capsys, data, tmp_path):
+    out = tmp_path / "cut"
+    assert run(capsys, "train", "--data", data, "--out", out, "--preset", "cut", *TINY)[0] == 0
+    text = (out / "settings.json").read_text()
+    assert '"mask": false' in text and '"lambda_pixel": 0.0' in text and '"regions": false' in text
+
+
+@pytest.mark.parametrize(
+    ("mode", "size"), [("L", (33, 47)), ("RGB", (64, 41)), ("RGBA", (50, 50)), ("P", (21, 37)), ("RGB", (9, 11))]
+)
+def test_any_photo(capsys, weights, tmp_path, mode, size):
+    photo = tmp_path / "in" / "photo.png"
+    photo.parent.mkdir()
+    Image.radial_gradient("L").resize(size).convert(mode).save(photo)
+    code, _, err = run(capsys, "generate", photo, "-o", tmp_path / "o", "--weights", weights, "--masks", "none")
+    assert code == 0, err
+    with Image.open(tmp_path / "o" / "photo.png") as drawn:
+        assert drawn.size == size and drawn.mode == "L"
+
+
+def test_exif_orientation_and_folders(capsys, weights, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned by a quarter
+        Image.radial_gradient("L").resize((60, 40)).save(folder / name, exif=exif)
+    assert run(capsys, "generate", folder, "-o", tmp_path / "o", "--weights", weights)[0] == 0
+    with Image.open(tmp_path / "o" / "b.png") as drawn:
+        assert drawn.size == (40, 60)
+
+
+def test_generate_refuses(capsys, weights, tmp_path, data):
+    photo = tmp_path / "a.png"
+    Image.radial_gradient("L").save(photo)
+    other = tmp_path / "other" / "a.jpg"
+    other.parent.mkdir()
+    Image.radial_gradient("L").save(other)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torn.png").write_bytes(photo.read_bytes()[:200])
+    cases = {
+        "several photos": [photo, other],
+        "no such file or folder": [tmp_path / "nothing.png"],
+        "no pictures in this folder": [tmp_path / "empty"],
+        "torn.png": [tmp_path / "torn.png"],
+        "give either PHOTOs": [],
+    }
+    for message, photos in cases.items():
+        code, _, err = run(capsys, "generate", *photos, "-o", tmp_path / "o", "--weights", weights, "--quiet")
+        assert code == 1 and message in err and len(err.strip().splitlines()) == 1, err
+    code, _, err = run(capsys, "generate", photo, "-o", tmp_path, "--weights", weights, "--quiet")
+    assert code == 1 and "overwrite" in err
+    code, _, err = run(capsys, "generate", photo, "-o", tmp_path / "o", "--weights", tmp_path / "no.safetensors")
+    assert code == 1 and "no such weights file" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "nowhere", "--out", "{tmp}/x", *TINY], "nowhere"),
+        (["train", "--data", "{data}", "--out", "{tmp}/x", *TINY, "--num-patches", "65"], "num_patches"),
+        (["train", "--data", "{data}", "--out", "{tmp}/x", "--preset", "best"], "--preset"),
+        (["train", "--out", "{tmp}/x", "--resume"], "no run to resume"),
+        (["evaluate", "{tmp}/nothing", "--data", "{data}"], "no such folder"),
+        (["evaluate", "{tmp}", "--data", "{data}"], "no drawing of"),
+        (["info", "please"], "takes no options"),
+    ],
+)
+def test_errors_are_one_line(capsys, data, tmp_path, arguments, message):
+    code, _, err = run(capsys, *(a.format(tmp=tmp_path, data=data) for a in arguments))
+    assert code == 1
+    assert message in err and err.startswith("fastsketch: error: ") and len(err.strip().splitlines()) == 1
+
+
+def test_bad_usage(capsys):
+    assert run(capsys)[0] == 2
+    assert run(capsys, "--help")[0] == 0
+    code, _, err = run(capsys, "paint")
+    assert code == 2 and "train, generate, evaluate" in err
+    assert run(capsys, "train", "--widht", "3")[0] == 2
+
+
+def test_info(capsys):
+    code, out, _ = run(capsys, "info")
+    assert code == 0
+    assert "torch" in out and "patch_nce_forward" in out and "cpu" in out
+
+
+def test_demo_can_be_called_twice(capsys, tmp_path, tiny, monkeypatch):
+    from fastsketch import demo
+
+    monkeypatch.setattr(demo, "TRAIN", 3)
+    monkeypatch.setattr(demo, "TEST", 2)
+    config = tiny(decay_epochs=0, image_size=120, crop_size=96)
+    for _ in range(2):
+        demo.run_demo(tmp_path / "demo", config=config)
+        out = capsys.readouterr().out
+        assert "epoch_0001.png" in out and "SSIM" in out
+    assert (tmp_path / "demo" / "sketches" / "metrics.json").is_file()

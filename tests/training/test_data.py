@@ -1,0 +1,297 @@
+"""Finding pairs, the dataset, and the sampler."""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from fastsketch.errors import FastsketchError
+from fastsketch.training.data import EpochSampler, SketchDataset, find_pairs, find_sketches
+from fastsketch.training.images import to_tensor
+from fastsketch.training.masks import MaskSource
+
+NONE = MaskSource("none")
+
+
+def write_image(path: Path, seed: int, size: tuple[int, int] = (20, 25), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path)
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """Two subsets of three and two training pairs, one test pair each, masks in the first."""
+    seed = 0
+    for subset, count in (("b", 3), ("a", 2)):
+        for split, number in (("train", count), ("test", 1)):
+            for index in range(number):
+                seed += 1
+                for kind, mode in (("photos", "RGB"), ("sketches", "L")):
+                    write_image(tmp_path / subset / split / kind / f"{index:03d}.png", seed, mode=mode)
+                if subset == "b":
+                    write_image(tmp_path / subset / split / "masks" / f"{index:03d}.png", seed + 50, mode="L")
+    return tmp_path
+
+
+def write_manifest(root: Path, *rows: str) -> None:
+    (root / "manifest.csv").write_text("\n".join(["subset,split,id", *rows]) + "\n")
+
+
+def test_tree_layout(tree):
+    pairs = find_pairs(tree)
+    assert [(p.subset, p.name) for p in pairs] == [("a", "000"), ("a", "001"), ("b", "000"), ("b", "001"), ("b", "002")]
+    assert pairs[0].mask is None
+    assert pairs[2].mask == tree / "b/train/masks/000.png"
+    assert pairs[2].sketch == tree / "b/train/sketches/000.png"
+    assert len(find_pairs(str(tree), "test")) == 2
+    assert len(find_sketches(tree)) == 5
+
+
+def test_plain_layout(tree):
+    pairs = find_pairs(tree / "b" / "train", "test")
+    assert [p.name for p in pairs] == ["000", "001", "002"]
+    assert {p.subset for p in pairs} == {"train"}
+    assert all(p.mask for p in pairs)
+
+
+def test_manifest_decides(tree):
+    write_manifest(tree, "a,train,001", "b,test,000", "b,train,002")
+    assert [(p.subset, p.name) for p in find_pairs(tree)] == [("a", "001"), ("b", "002")]
+    assert [p.parent.parent.parent.name for p in find_sketches(tree)] == ["a", "b"]
+    assert len(find_pairs(tree, "test")) == 1
+    write_manifest(tree, "a,train,077")
+    with pytest.raises(FastsketchError, match=r"photos/077, which is missing"):
+        find_pairs(tree)
+    write_manifest(tree, "a,train,001")
+    (tree / "a/train/sketches/001.png").unlink()
+    with pytest.raises(FastsketchError, match=r"sketches/001, which is missing"):
+        find_pairs(tree)
+    with pytest.raises(FastsketchError, match="nothing for split 'test'"):
+        find_pairs(tree, "test")
+    write_manifest(tree, "a,train,001", "a,train")
+    with pytest.raises(FastsketchError, match="line 3 is incomplete"):
+        find_pairs(tree)
+    (tree / "manifest.csv").write_text("subset,id\na,1\n")
+    with pytest.raises(FastsketchError, match=r"expected columns .*missing split"):
+        find_pairs(tree)
+    (tree / "manifest.csv").write_bytes(b"\xff\xfe\x00\xd8\n")
+    with pytest.raises(FastsketchError, match=r"manifest\.csv"):
+        find_pairs(tree)
+
+
+def test_missing_things_are_named(tree, tmp_path):
+    with pytest.raises(FastsketchError, match="nowhere: no such data folder"):
+        find_pairs(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FastsketchError, match="found neither"):
+        find_pairs(tmp_path / "empty")
+    (tmp_path / "empty" / "photos").mkdir()
+    with pytest.raises(FastsketchError, match="no photos in"):
+        find_pairs(tmp_path / "empty")
+    with pytest.raises(FastsketchError, match="no sketches in"):
+        find_sketches(tmp_path / "empty")
+    for index in range(8):
+        write_image(tree / f"a/train/photos/lonely{index}.jpg", index)
+    message = "8 of 13 photos have no sketch of the same name: a/lonely0, .*a/lonely4 and 3 more"
+    with pytest.raises(FastsketchError, match=message):
+        find_pairs(tree)
+    unpaired = find_pairs(tree, unpaired=True)
+    assert sum(p.sketch is None for p in unpaired) == 8
+    with pytest.raises(FastsketchError, match="8 photos have no sketch"):
+        SketchDataset(unpaired, masks=NONE)
+    write_image(tree / "a/train/photos/000.jpg", 0)
+    with pytest.raises(FastsketchError, match=r"two images share the id '000': 000\.jpg, 000\.png"):
+        find_pairs(tree)
+
+
+def test_other_files_are_passed_over(tree):
+    (tree / "a/train/photos/notes.txt").write_text("x")
+    (tree / "a/train/photos/._000.png").write_bytes(b"x")
+    assert len(find_pairs(tree)) == 5
+
+
+def test_items_are_padded_not_squeezed(tree):
+    data = SketchDataset(find_pairs(tree), image_size=32, masks=MaskSource("auto"), flip=False)
+    item = data[2]
+    assert {k: (tuple(v.shape), v.dtype) for k, v in item.items()} == {
+        "photo": ((3, 32, 32), torch.float32),
+        "sketch": ((1, 32, 32), torch.float32),
+        "mask": ((1, 32, 32), torch.float32),
+        "index": ((), torch.int64),
+    }
+    assert item["index"] == 2
+    photo = to_tensor(Image.open(data.pairs[2].photo))
+    assert torch.equal(item["photo"][:, 3:28, 6:26], photo)
+    assert torch.equal(item["photo"][:, 0, 6:26], photo[:, 0])
+    assert torch.equal(item["sketch"][:, 3:28, 6:26], to_tensor(Image.open(data.pairs[2].sketch)))
+    assert torch.equal(item["mask"][:, 3:28, 6:26] * 2 - 1, to_tensor(Image.open(data.pairs[2].mask)))
+    assert SketchDataset(find_pairs(tree), image_size=32, sketch_channels=3, masks=NONE)[0]["sketch"].shape[0] == 3
+
+
+def test_larger_photos_are_scaled_to_fit(tmp_path):
+    write_image(tmp_path / "photos/a.png", 0, size=(64, 128))
+    write_image(tmp_path / "sketches/a.png", 1, size=(64, 128), mode="L")
+    item = SketchDataset(find_pairs(tmp_path), image_size=32, masks=NONE, flip=False)[0]
+    expected = Image.open(tmp_path / "photos/a.png").resize((16, 32), Image.Resampling.BICUBIC)
+    assert torch.equal(item["photo"][:, :, 8:24], to_tensor(expected))
+
+
+def test_crop_and_flip_go_together(tmp_path):
+    """Photo, sketch and mask hold the same numbers, so that any difference in place shows."""
+    for index in range(12):
+        for kind in ("photos", "sketches", "masks"):
+            write_image(tmp_path / kind / f"{index}.png", index, mode="L")
+    data = SketchDataset(find_pairs(tmp_path), image_size=32, crop_size=16, masks=MaskSource("folder"))
+    whole = SketchDataset(find_pairs(tmp_path), image_size=32, masks=NONE, flip=False)
+    places = set()
+    for index in range(12):
+        item, canvas = data[index], whole[index]["sketch"]
+        assert item["photo"].shape == (3, 16, 16)
+        assert torch.equal(item["photo"][:1], item["sketch"])
+        torch.testing.assert_close(item["mask"] * 2 - 1, item["sketch"], rtol=0, atol=1e-6)
+        found = [
+            (top, left, mirrored)
+            for top in range(17)
+            for left in range(17)
+            for mirrored in (False, True)
+            if torch.equal(
+                item["sketch"].flip(-1) if mirrored else item["sketch"],
+                canvas[:, top : top + 16, left : left + 16],
+            )
+        ]
+        assert len(found) == 1
+        places.add(found[0])
+    assert len(places) > 6
+    assert {mirrored for *_, mirrored in places} == {False, True}
+
+
+def test_randomness_depends_on_seed_epoch_and_index_only(tree):
+    pairs = find_pairs(tree)
+
+    def items(seed: int, epoch: int, order=range(5), cache: bool = True) -> torch.Tensor:
+        data = SketchDataset(pairs, image_size=32, crop_size=8, masks=NONE, seed=seed, cache=cache)
+        data.set_epoch(epoch)
+        assert data.epoch == epoch
+        found = {index: data[index]["photo"] for index in order}
+        return torch.stack([found[index] for index in range(5)])
+
+    first = items(0, 3)
+    assert torch.equal(first, items(0, 3, order=[4, 2, 0, 1, 3], cache=False))
+    assert not torch.equal(first, items(0, 4))
+    assert not torch.equal(first, items(1, 3))
+
+
+@pytest.mark.parametrize("unpaired", [False, True])
+def test_persistent_workers_see_the_epoch_and_change_nothing(tree, unpaired):
+    data = SketchDataset(find_pairs(tree), image_size=32, crop_size=8, masks=NONE, unpaired=unpaired)
+    loader = DataLoader(data, batch_size=2, num_workers=2, persistent_workers=True)
+    for epoch in (0, 1):
+        data.set_epoch(epoch)
+        here = [data[index] for index in range(5)]
+        there = list(loader)
+        for key in here[0]:
+            assert torch.equal(torch.cat([batch[key] for batch in there]), torch.stack([item[key] for item in here]))
+
+
+def test_unpaired_sketches(tree, tmp_path):
+    pairs = find_pairs(tree)
+    data = SketchDataset(pairs, image_size=32, masks=MaskSource("auto"), unpaired=True, flip=False)
+    canvas = {i: SketchDataset(pairs, image_size=32, masks=MaskSource("auto"), flip=False)[i] for i in range(5)}
+    drawn = []
+    for epoch in range(8):
+        data.set_epoch(epoch)
+        item = data[0]
+        (owner,) = [i for i in range(5) if torch.equal(canvas[i]["sketch"], item["sketch"])]
+        assert owner != 0
+        assert torch.equal(item["sketch_mask"], canvas[owner]["mask"])
+        assert torch.equal(item["photo"], canvas[0]["photo"])
+        drawn.append(owner)
+    assert len(set(drawn)) > 1
+    write_image(tmp_path / "other.png", 99)
+    item = SketchDataset(pairs, image_size=32, masks=NONE, unpaired=True, sketches=[tmp_path / "other.png"])[0]
+    assert item["sketch_mask"].min() == 1
+
+
+def test_bad_settings(tree):
+    pairs = find_pairs(tree)
+    for options, message in (
+        ({"image_size": 0}, "image_size must be at least 1"),
+        ({"image_size": 32, "crop_size": 33}, r"crop_size must lie in 1\.\.image_size \(32\), got 33"),
+        ({"sketch_channels": 2}, "sketch_channels must be 1 or 3, got 2"),
+        ({"sketches": []}, "only for unpaired"),
+        ({"unpaired": True, "sketches": []}, "no sketches"),
+        ({"seed": -1}, "seed must not be negative"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SketchDataset(pairs, masks=NONE, **options)
+    with pytest.raises(ValueError, match="pairs must not be empty"):
+        SketchDataset([])
+    data = SketchDataset(pairs, image_size=32, masks=NONE)
+    with pytest.raises(IndexError):
+        data[5]
+    with pytest.raises(ValueError, match="epoch must not be negative"):
+        data.set_epoch(-1)
+
+
+def test_bad_images_are_named(tree):
+    pairs = find_pairs(tree)
+    write_image(pairs[0].sketch, 0, size=(20, 24), mode="L")
+    pairs[1].photo.write_bytes(pairs[1].photo.read_bytes()[:200])
+    data = SketchDataset(pairs, image_size=32, masks=NONE)
+    with pytest.raises(FastsketchError, match=r"sketches/000\.png: the sketch is 20x24 but its photo .* is 20x25"):
+        data[0]
+    with pytest.raises(FastsketchError, match=r"photos/001\.png: unreadable"):
+        data[1]
+
+
+def test_cache_serves_without_the_files(tree):
+    data = SketchDataset(find_pairs(tree), image_size=32, masks=NONE)
+    before = data[0]
+    data.pairs[0].photo.unlink()
+    data.pairs[0].sketch.unlink()
+    after = data[0]
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    before["photo"].zero_()
+    assert torch.equal(data[0]["photo"], after["photo"])
+
+
+def test_sampler_permutes_and_resumes():
+    sampler = EpochSampler(50, seed=3)
+    first = list(sampler)
+    assert sorted(first) == list(range(50))
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(second) == list(range(50))
+    assert second != first
+    again = EpochSampler(50, seed=3)
+    again.set_epoch(1, start=20)
+    assert len(again) == 30
+    assert list(again) == second[20:]
+    again.set_epoch(1, start=50)
+    assert list(again) == []
+    assert list(EpochSampler(50, seed=4)) != first
+    for options, message in (({"length": 0}, "length"), ({"length": 1, "seed": -1}, "seed")):
+        with pytest.raises(ValueError, match=message):
+            EpochSampler(**options)
+    with pytest.raises(ValueError, match=r"start must lie in 0\.\.50, got 51"):
+        sampler.set_epoch(0, start=51)
+
+
+def test_real_pairs():
+    root = os.environ.get("FASTSKETCH_CUFS")
+    if not root:
+        pytest.skip("FASTSKETCH_CUFS names no folder with the CUFS pairs")
+    with (Path(root) / "manifest.csv").open(newline="") as file:
+        listed = list(csv.DictReader(file))
+    for split, count in (("train", 268), ("test", 338)):
+        pairs = find_pairs(root, split)
+        assert len(pairs) == count == sum(row["split"] == split for row in listed)
+    item = SketchDataset(pairs[:1])[0]
+    assert 0.3 < item["mask"].mean() < 0.9
