@@ -7,6 +7,7 @@ none is ever put in its place.
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 
 import torch
@@ -91,7 +92,10 @@ class SubsetDistances:
             metric = FrechetInceptionDistance(feature=_Features(width))
             for real, rows in stacks.items():
                 metric.update(rows, real=real)
-            results[group] = float(metric.compute())
+            distance = float(metric.compute())
+            if not math.isfinite(distance):
+                raise FastsketchError(f"FID of {'all images' if group is None else group} is not finite")
+            results[group] = max(0.0, distance)  # rounding can leave equal sets a little below zero
         return results
 
 

@@ -12,16 +12,10 @@ from torch import nn
 
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
-from fastsketch.training.images import written_whole
+from fastsketch.training.files import write_bytes
 
 FORMAT = 1
 """Version of the checkpoint's layout."""
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """A file, whole or not at all; what stood there before stays when it cannot be written."""
-    with written_whole(path) as part:
-        part.write_bytes(content)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -5,12 +5,8 @@ Tensors are float32. Photos and sketches lie in [-1, 1], masks in [0, 1] (1 = pe
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fastsketch.errors import FastsketchError
+from fastsketch.training.files import written_whole
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -241,35 +238,6 @@ def crop_back(tensor: Tensor, padding: Padding) -> Tensor:
     if bottom <= padding.top or right <= padding.left:
         raise ValueError(f"tensor {height}x{width} is smaller than its padding {padding}")
     return tensor[..., padding.top : bottom, padding.left : right]
-
-
-@contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
-    """Gives a temporary path in the same folder that replaces `path` only when all went well.
-
-    The folder is made when missing. A full disk or an interruption leaves an earlier file intact.
-
-    Raises:
-        FastsketchError: the file could not be written (named, with the system's reason).
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise FastsketchError(f"{path}: cannot write ({error.strerror or error})") from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FastsketchError(f"{path}: cannot write ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_image(image: Image.Image | Tensor, path: str | Path) -> None:

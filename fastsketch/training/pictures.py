@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from fastsketch.training.files import written_whole
 from fastsketch.training.history import LossHistory
-from fastsketch.training.images import save_image, to_image, written_whole
+from fastsketch.training.images import save_image, to_image
 from fastsketch.training.translator import Translator
 
 REGION_COLOURS = ((150, 150, 150), (86, 180, 233), (240, 228, 66), (230, 80, 30), (0, 158, 115), (204, 121, 167))

@@ -21,10 +21,10 @@ from fastsketch.training.checkpoint import (
     load_weights,
     save_checkpoint,
     save_generator,
-    write_bytes,
 )
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.data import EpochSampler, SketchDataset
+from fastsketch.training.files import write_bytes
 from fastsketch.training.history import LossHistory
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair, find_pairs, find_sketches

@@ -15,7 +15,7 @@ SHAPES = [(2, 5, 11), (2, 3, 4, 6), (3, 2, 2, 3, 4), (1, 1, 1), (1, 17, 1, 9), (
 
 
 def draw(features: Tensor, samples: int, seed: int = 0) -> Tensor:
-    """[B, S] positions; more samples than positions, so some stand more than once, if asked."""
+    """[B, S] positions; some stand more than once where S is large."""
     size = (features.shape[0], samples)
     positions = features.shape[2:].numel()
     return torch.randint(positions, size, generator=torch.Generator().manual_seed(seed)).to(features.device)

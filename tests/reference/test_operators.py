@@ -1,5 +1,7 @@
 """What all operators have in common: torch.library's own checks, torch.compile and autocast."""
 
+import shutil
+
 import pytest
 import torch
 from torch import Tensor
@@ -157,6 +159,7 @@ def test_compiles_without_a_break(backend, device, name):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
 def test_compiles_with_inductor(device, monkeypatch):
     """The default compiler once, forward and backward; the operators are calls to it, whatever implements them."""
     inductor = pytest.importorskip("torch._inductor.config")

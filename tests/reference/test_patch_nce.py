@@ -83,7 +83,7 @@ def test_image_mode_is_cross_entropy_against_the_diagonal(backend, randn, device
         torch.testing.assert_close(g, w, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda d: str(d)[6:])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("shape", [(2, 64, 32), (1, 77, 45)])
 def test_error_is_no_more_than_the_naive_formula_s(

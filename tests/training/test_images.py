@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from fastsketch.errors import FastsketchError
+from fastsketch.training.files import written_whole
 from fastsketch.training.images import (
     crop_back,
     fit_within,
@@ -19,7 +20,6 @@ from fastsketch.training.images import (
     save_image,
     to_image,
     to_tensor,
-    written_whole,
 )
 
 

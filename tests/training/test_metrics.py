@@ -149,6 +149,9 @@ def test_fid_against_the_formula_in_float64():
         expected = ((mu1 - mu2) ** 2).sum() + np.trace(s1 + s2 - 2 * root)
         # Sums and second moments in float64, then roots of tiny eigenvalues.
         assert results[key] == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    same = SubsetDistances(None, feature=Colours())
+    same.update(subsets, reference, reference)
+    assert 0 <= same.compute()[None] < 1e-9
 
 
 def test_inception_is_never_replaced(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fastsketch.errors import FastsketchError
 from fastsketch.training.faces.draw import VERSION, check_seed, check_size, draw_face
 
 SUBSET = "builtin"
@@ -45,13 +46,14 @@ def write_faces(
         progress: Show a progress bar on stderr (needs tqdm).
 
     Returns:
-        ``root`` as a :class:`~pathlib.Path`.
+        ``root`` as an absolute :class:`~pathlib.Path`.
 
     Raises:
         TypeError: a count, a size or the seed is no integer.
         ValueError: a count, a size or the seed is out of range, or ``root`` holds something else.
+        FastsketchError: the set could not be written (a full disk, no permission); nothing is left behind.
     """
-    root = Path(root)
+    root = Path(root).resolve()
     for name, count in (("train", train), ("test", test)):
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
             raise TypeError(f"{name}: expected an integer, got {type(count).__name__}")
@@ -82,14 +84,26 @@ def write_faces(
                 f"root: expected an empty folder or an earlier built-in set, got {root} with {others[0]} in it"
             )
 
+    try:
+        _write_whole(root, stamp, progress)
+    except OSError as error:
+        raise FastsketchError(f"{root}: could not write the built-in faces: {error}") from error
+    return root
+
+
+def _write_whole(root: Path, stamp: dict[str, int], progress: bool) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         _fill(draft, stamp, progress)
-        _swap(draft, root)
+        try:
+            _swap(draft, root)
+        except OSError:
+            # another process may have finished the same set meanwhile
+            if _read_stamp(root) != stamp:
+                raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return root
 
 
 def face_seed(seed: int, index: int) -> int:

@@ -23,6 +23,7 @@ class Sheet:
     wave: float = 0.0
     ragged: float = 0.6
     shine: float = 0.3  # where along the guides the highlight lies
+    bare: int = 0  # guide points at the root that strands alone cover, for a soft hairline
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,14 @@ def build_sheets(traits: Traits, geometry: Geometry) -> tuple[list[Sheet], list[
     if style == "crop":
         v = 1.5 + 2.5 * traits.hair_volume
         guides = _radial(_hairline(traits, geometry, 7), _silhouette(w, v, 2), 0.04 * np.sign(px), 1.0)
-        return [], [Sheet(guides, 1300, (0.14, 0.34), ragged=0.9, shine=0.55)]
+        return [], [Sheet(guides, 1300, (0.14, 0.34), ragged=0.9, shine=0.55, bare=1)]
     if style == "quiff":
         guides = _radial(_hairline(traits, geometry, 7), _silhouette(w, v, 2), 0.10 * np.sign(px), 5.0)
-        return [], [Sheet(guides, 750, (0.45, 1.0), wave=0.8, ragged=1.0, shine=0.5)]
+        return [], [Sheet(guides, 850, (0.45, 1.0), wave=0.8, ragged=1.1, shine=0.5, bare=2)]
     if style == "pulled":
         v *= 0.6
         guides = _radial(_hairline(traits, geometry, 0), _silhouette(w, v, -4), 0.02 * np.sign(px), 3.0)
-        sheets = [Sheet(guides, 700, (0.8, 1.0), ragged=0.5, shine=0.5)]
+        sheets = [Sheet(guides, 700, (0.7, 1.0), ragged=0.5, shine=0.5, bare=1)]
         bun = []
         if traits.hair_volume > 0.5:
             t = np.linspace(0, 2 * np.pi, 17)[:, None]
@@ -133,7 +134,7 @@ def build_sheets(traits: Traits, geometry: Geometry) -> tuple[list[Sheet], list[
         if not traits.male:
             tips = np.concatenate([[(-0.95 * w, low + 11)], tips, [(0.95 * w, low + 11)]])
         guides = _radial(hairline, tips, 0.0, 3.0)
-        front = [Sheet(guides, 1500, (0.12, 0.3), wave=-2.2, ragged=1.5, shine=0.6)]
+        front = [Sheet(guides, 1500, (0.12, 0.3), wave=-2.2, ragged=1.5, shine=0.6, bare=1)]
         if traits.male:
             return [], front
         behind = _loft([(-w - 0.5 * v, -20), (-0.9 * w, low + 8)], [(w + 0.5 * v, -20), (0.9 * w, low + 8)])
@@ -218,16 +219,17 @@ def rasterise(canvas: Canvas, sheets: list[Sheet], rng: np.random.Generator) -> 
     if not sheets:
         return None
     shape = (canvas.height, canvas.width)
-    # brightness and coverage, drawn together
-    layer = np.empty((*shape, 2), np.uint8)
-    layer[:] = (96, 0)
+    # brightness and coverage, drawn together; OpenCV smooths lines on 1, 3 or 4 channels only, so the third is idle
+    layer = np.empty((*shape, 3), np.uint8)
+    layer[:] = (96, 0, 0)
     shine = np.zeros(shape, np.float32)
     every, tones = [], []
-    thickness = max(2, round(0.9 * canvas.scale))
+    thickness = max(1, round(0.5 * canvas.scale))
     for sheet in sheets:
         g = sheet.guides
         if sheet.length[1] == 1.0:
             g = g[:, : round(0.9 * g.shape[1])]  # the tips are strands alone
+        g = g[:, sheet.bare :]
         outline = np.concatenate([g[0], g[1:-1, -1], g[-1][::-1], g[1:-1, 0][::-1]])
         base = canvas.full(canvas.fill(outline, blur=1.1))
         np.maximum(layer[..., 1], (base * 255).astype(np.uint8), out=layer[..., 1])
@@ -240,7 +242,7 @@ def rasterise(canvas: Canvas, sheets: list[Sheet], rng: np.random.Generator) -> 
         for k in range(3):
             for value in rng.permutation(8):
                 chosen = strands[(turn == k) & (level == value)]
-                canvas.draw_strands(layer, chosen, (int(24 + 30 * value), 255), thickness)
+                canvas.draw_strands(layer, chosen, (int(24 + 30 * value), 255, 0), thickness)
         if sheet.shine >= 0:
             at = round(sheet.shine * (sheet.guides.shape[1] - 1))
             band = canvas.lines([spline(g[:, at])], thickness=round(7 * canvas.scale), blur=4.0)

@@ -78,11 +78,24 @@ def _clothes(traits: Traits, geometry: Geometry) -> Clothes:
         edges += [neck, shifted(neck, 0, 4.2)]
         return Clothes(pieces, opening, edges)
 
+    close = 107.0 if kind == "suit" else 115.5  # where the collar meets
     if kind == "suit":
-        shirt = np.array([(-thick - 5, 86), (thick + 5, 86), (thick + 3, 104), (9, 170), (-9, 170), (-thick - 3, 104)])
+        shirt = np.array(
+            [
+                (-thick - 5, 86),
+                (0, close - 1),
+                (thick + 5, 86),
+                (thick + 3, 104),
+                (9, 170),
+                (-9, 170),
+                (-thick - 3, 104),
+            ]
+        )
         pieces.append(("shirt", shirt, 1.0))
         if traits.male:
-            pieces.append(("tie", np.array([(-5, 113), (5, 113), (4, 123), (9, 175), (-9, 175), (-4, 123)]), 1.0))
+            pieces.append(
+                ("tie", np.array([(-5.5, 105), (5.5, 105), (3.8, 115), (9, 175), (-9, 175), (-3.8, 115)]), 1.0)
+            )
         for side in (-1, 1):
             lapel = mirror(
                 np.array([(thick + 4, 90), (thick + 13, 97), (thick + 9, 117), (thick + 15, 121), (12, 175), (5, 165),
@@ -91,9 +104,8 @@ def _clothes(traits: Traits, geometry: Geometry) -> Clothes:
             edges.append(lapel[1:5])
             edges.append(lapel[[6, 5]])
     for side in (-1, 1):
-        flap = mirror(
-            np.array([(thick + 0.5, 84), (thick + 5, 90), (thick - 4, 119), (1.0, 115.5), (thick * 0.5, 102)]), side
-        )  # fmt: skip
+        flap = [(thick + 0.5, 84), (thick + 5, 90), (thick - 4, close + 5), (1.0, close), (thick * 0.52, close - 12)]
+        flap = mirror(np.array(flap), side)
         pieces.append(("shirt" if kind == "suit" else "cloth", flap, 1.1))
         edges += [resampled(flap[1:4]), resampled(flap[[3, 4, 0]])]
     if kind == "shirt":

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastsketch.training.faces.canvas import (
     Canvas,
+    box_of,
     mirror,
     part,
     shifted,
@@ -76,7 +77,7 @@ def finish(graphite: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     h, w = graphite.shape
     grain = rng.standard_normal((h, w), np.float32)
     grain = 0.6 * grain + 0.9 * soften(grain, 0.9)
-    tooth = np.clip(graphite * (1 + 0.11 * grain * (1 - 0.6 * graphite)), 0, 1)
+    tooth = np.clip(graphite * (1 + 0.11 * grain * (1 - 0.8 * graphite)), 0, 1)
     paper = 0.945 + 0.010 * value_noise(rng, h, w, 60) + 0.006 * grain
     return np.clip(paper * (1 - 0.86 * tooth), 0, 1)
 
@@ -115,19 +116,22 @@ def _tone(scene: Scene) -> np.ndarray:
 
 
 def _hatching(scene: Scene, tone: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Up to three layers of strokes, the next one where ``tone`` is darker; they bend with the form."""
     canvas = scene.canvas
-    tile = _hatch_tile()
     bend = 0.55 * scene.enlarged(scene.relief.height) * scene.head
-    stretch = 2.0 / canvas.scale
-    x, y = canvas.x * canvas.scale * stretch, canvas.y * canvas.scale * stretch
+    # strokes keep their size relative to the face, whatever the resolution
+    x, y = 2.0 * canvas.x, 2.0 * canvas.y
     total = np.zeros_like(tone)
     lean = -1.0 if scene.traits.light[0] > 0 else 1.0
     for angle, low, high, strength in ((0.95, 0.10, 0.60, 0.50), (0.62, 0.34, 0.75, 0.5), (1.45, 0.5, 0.95, 0.45)):
         c, s = float(np.cos(lean * angle)), float(np.sin(lean * angle))
-        u = c * x + (s * y + rng.uniform(0, _TILE))
-        v = bend - s * x + (c * y + rng.uniform(0, _TILE))
-        strokes = cv2.remap(tile, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-        total = _over(total, strokes * smoothstep(low, high, tone) * strength)
+        du, dv = rng.uniform(0, _TILE, 2)
+        area = box_of(tone > low)
+        rows, columns = area
+        u = c * x[:, columns] + (s * y[rows] + float(du))
+        v = bend[area] - s * x[:, columns] + (c * y[rows] + float(dv))
+        strokes = cv2.remap(_hatch_tile(), u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+        total[area] = _over(total[area], strokes * smoothstep(low, high, tone[area]) * strength)
     return total
 
 
@@ -249,7 +253,7 @@ def _hair(scene: Scene, layer: HairLayer, rng: np.random.Generator, light: float
     """Graphite of one layer of hair: a smudged base and strokes along the strands."""
     canvas, traits = scene.canvas, scene.traits
     dark = 1 - float(traits.hair_colour.mean())
-    lit = np.clip(scene.hair_light * light, 0, 1.1) + 0.45 * layer.shine
+    lit = np.clip(scene.hair_light * light, 0, 1.1) + 0.34 * layer.shine
     depth = np.clip((0.25 + 0.85 * dark) * (1.45 - 1.0 * lit), 0.06, 0.95)
     base = depth * (0.18 + 0.34 * dark)
     strokes = np.zeros((canvas.height, canvas.width), np.uint8)
@@ -259,7 +263,7 @@ def _hair(scene: Scene, layer: HairLayer, rng: np.random.Generator, light: float
     for value in range(5):
         canvas.draw_strands(strokes, layer.strands[order[level == value]], 90 + 40 * value, 1)
     deep = layer.strands[order[level >= 3]]
-    canvas.draw_strands(strokes, deep[:, 2:8], 255, 2)
+    canvas.draw_strands(strokes, deep[:, 1:8], 255, 1)
     lines = strokes.astype(np.float32) / 255
     locks = np.clip(0.62 - soften(layer.texture, 0.8 * canvas.scale), 0, 1) * 1.3
     return _over(base + locks * depth * dark, lines * np.clip(depth * 1.2, 0.12, 0.9))

@@ -156,7 +156,7 @@ def draw_traits(rng: np.random.Generator) -> Traits:
         nose_length=float(rng.normal(0.0, 1.5)),
         mouth_width=float(np.clip(rng.normal(1.0, 0.07), 0.85, 1.18)),
         lip_fullness=float(np.clip(rng.normal(0.88 if male else 1.12, 0.14) + 0.05 * tone, 0.6, 1.6)),
-        smile=float(np.clip(rng.normal(1.5, 1.0), -0.3, 3.4)),
+        smile=float(np.clip(rng.normal(1.6, 0.9), 0.3, 3.4)),
         ear=float(rng.uniform(0.9, 1.12)),
         glasses=_choose(rng, {"none": 7.0, "round": 0.9, "square": 1.1, "half": 0.6}),
         beard=beard,
