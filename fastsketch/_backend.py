@@ -8,20 +8,20 @@ the kernel. A choice made by name never falls back: what is missing is an error 
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator
-from contextvars import ContextVar
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import ModuleType
 
 import torch
 
 IMPLEMENTATIONS = {
+    "cpp": "fastsketch.cpp",
     "reference": "fastsketch.reference",
 }
 """Name of an implementation, and the module it lives in."""
 
 PREFERENCE = {
-    "cpu": ("reference",),
+    "cpu": ("cpp", "reference"),
     "cuda": ("reference",),
 }
 """What an operator tries, best first, by device type; other devices run the reference."""
@@ -37,7 +37,7 @@ KERNELS = (
     "attention_statistics_backward",
 )
 
-_forced: ContextVar[str | None] = ContextVar("fastsketch_backend", default=None)
+_forced: str | None = None  # of the whole process: backward on a GPU runs in threads of autograd's own
 
 
 @cache
@@ -59,7 +59,7 @@ def _why_not(implementation: str, kernel: str) -> str:
 
 def forced_backend() -> str | None:
     """The implementation asked for by `use_backend` or FASTSKETCH_BACKEND, if any."""
-    name = _forced.get() or os.environ.get("FASTSKETCH_BACKEND") or None
+    name = _forced or os.environ.get("FASTSKETCH_BACKEND") or None
     if name is not None and name not in IMPLEMENTATIONS:
         raise ValueError(f"backend must be one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
     return name
@@ -91,6 +91,12 @@ def kernel(name: str, device: torch.device):
     return getattr(module, name)
 
 
+def in_place_kernel(name: str, device: torch.device) -> Callable | None:
+    """The in-place form (`name` with _add_ for _backward) beside the kernel in use, if its implementation has one."""
+    module, _ = _load(select(name, device.type))
+    return getattr(module, name.replace("_backward", "_add_"), None)
+
+
 def explain(device_type: str) -> dict[str, tuple[str, dict[str, str]]]:
     """For each kernel: the implementation in use, and why each better one is not."""
     result = {}
@@ -109,6 +115,8 @@ def explain(device_type: str) -> dict[str, tuple[str, dict[str, str]]]:
 def use_backend(name: str | None) -> Iterator[None]:
     """Run every operator inside the block with the implementation `name` (None: the best there is).
 
+    Holds for the whole process, all threads; a backward that runs after the block is not inside it.
+
     Args:
         name: a key of `IMPLEMENTATIONS`; FASTSKETCH_BACKEND sets the same for a whole process.
 
@@ -117,11 +125,12 @@ def use_backend(name: str | None) -> Iterator[None]:
     """
     if name is not None and name not in IMPLEMENTATIONS:
         raise ValueError(f"backend must be one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
-    token = _forced.set(name)
+    global _forced
+    before, _forced = _forced, name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced = before
 
 
 def checks_values(tensor: torch.Tensor) -> bool:

@@ -17,7 +17,7 @@ from fastsketch.nn import (
     StructureSampler,
 )
 from fastsketch.training.config import TrainConfig
-from fastsketch.weights import load_vgg16_features
+from fastsketch.weights import WeightsNotFound, load_vgg16_features
 
 PHOTO_CHANNELS = 3
 
@@ -36,7 +36,12 @@ def build_generator(config: TrainConfig) -> ResnetGenerator:
 
 def _vgg16_features(config: TrainConfig) -> nn.Sequential:
     if config.perceptual_weights == "imagenet":
-        return load_vgg16_features(config.weights_dir)
+        try:
+            return load_vgg16_features(config.weights_dir)
+        except WeightsNotFound as error:
+            raise WeightsNotFound(
+                f"{error} Or train without them: --perceptual-weights random, or --lambda-perceptual 0."
+            ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return vgg16(weights=None).features
