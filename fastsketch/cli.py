@@ -35,6 +35,8 @@ class Generate:
     """A data set's folder, in place of PHOTOs."""
     split: Literal["train", "test"] = "test"
     """Which part of it."""
+    image_size: int | None = None
+    """Scale larger photos down to fit this many pixels first: the --image-size of training, where that was reduced."""
     masks: Literal["auto", "folder", "white", "grabcut", "person", "none"] = "auto"
     """Where masks come from, for a generator that reads them."""
     weights_dir: Path | None = None
@@ -49,14 +51,18 @@ class Generate:
 class Evaluate:
     """Compare drawings with the sketches of a data set: FSIM, SSIM, LPIPS, FID, per subset and over all."""
 
-    generated: Annotated[Path, tyro.conf.Positional]
+    generated: Annotated[Path | None, tyro.conf.Positional] = None
     """Folder of drawings: SUBSET/NAME.png, or NAME.png for a plain pair of folders."""
+    grey_photos: bool = False
+    """Evaluate the photos themselves, made grey, in place of drawings: what learning nothing would score."""
     data: str = tyro.MISSING
     """The data set's folder."""
     split: Literal["train", "test"] = "test"
     """Which part of it."""
     out: Path | None = None
     """Folder for metrics.csv, summary.csv and metrics.json; default: the folder of drawings."""
+    image_size: int | None = None
+    """Scale larger sketches down to fit this many pixels first, as drawings of reduced size were."""
     metrics: tuple[Literal["fsim", "ssim", "lpips-alex", "lpips-vgg", "fid"], ...] = (
         "fsim",
         "ssim",
@@ -138,40 +144,53 @@ def _generate(arguments: Sequence[str]) -> int:
         photos = find_photos(options.photos)
     generator = load_generator(options.weights, choose_device(options.device))
     masks = MaskSource(options.masks, weights_dir=options.weights_dir)
-    drawn = draw_sketches(generator, photos, options.out, masks, options.quiet)
+    drawn = draw_sketches(generator, photos, options.out, masks, image_size=options.image_size, quiet=options.quiet)
     print(f"{len(drawn)} sketches in {options.out}")
     return 0
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    from fastsketch.metrics import Item, evaluate
+    from fastsketch.metrics import evaluate, grey_photo_yardstick
     from fastsketch.training.pairs import find_pairs
     from fastsketch.training.trainer import choose_device
 
     options = tyro.cli(Evaluate, args=arguments, prog="fastsketch evaluate")
-    if not options.generated.is_dir():
-        raise FastsketchError(f"{options.generated}: no such folder of drawings")
-    items = []
-    for pair in find_pairs(_data_folder(options.data, options.generated / "data"), options.split):
-        names = (options.generated / pair.subset / f"{pair.name}.png", options.generated / f"{pair.name}.png")
-        path = next((p for p in names if p.is_file()), None)
-        if path is None:
-            raise FastsketchError(f"{names[0]}: no drawing of {pair.photo}")
-        items.append(Item(pair.subset, pair.name, path, pair.sketch))
-    result = evaluate(
-        items,
-        metrics=options.metrics,
-        weights_dir=options.weights_dir,
-        inception=options.inception,
-        device=str(choose_device(options.device)),
-        batch_size=options.batch_size,
-        progress=not options.quiet,
-    )
+    if (options.generated is None) != options.grey_photos:
+        raise FastsketchError("give either a folder of drawings or --grey-photos")
     out = options.out or options.generated
+    if out is None:
+        raise FastsketchError("--grey-photos needs --out DIR for its tables")
+    if options.generated is not None and not options.generated.is_dir():
+        raise FastsketchError(f"{options.generated}: no such folder of drawings")
+    pairs = find_pairs(_data_folder(options.data, out / "data"), options.split)
+    settings = {
+        "metrics": options.metrics,
+        "weights_dir": options.weights_dir,
+        "inception": options.inception,
+        "device": str(choose_device(options.device)),
+        "batch_size": options.batch_size,
+        "progress": not options.quiet,
+        "image_size": options.image_size,
+    }
+    if options.grey_photos:
+        result = grey_photo_yardstick(pairs, **settings)
+    else:
+        result = evaluate([_drawing_of(pair, options.generated) for pair in pairs], **settings)
     result.save(out)
     print(result.table())
     print(f"saved in {out}: metrics.csv, summary.csv, metrics.json")
     return 0
+
+
+def _drawing_of(pair, folder: Path):
+    """The drawing of a pair's photo, as something to evaluate."""
+    from fastsketch.metrics import Item
+
+    names = (folder / pair.subset / f"{pair.name}.png", folder / f"{pair.name}.png")
+    path = next((p for p in names if p.is_file()), None)
+    if path is None:
+        raise FastsketchError(f"{names[0]}: no drawing of {pair.photo}")
+    return Item(pair.subset, pair.name, path, pair.sketch)
 
 
 @dataclass

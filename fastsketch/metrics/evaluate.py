@@ -17,7 +17,7 @@ from fastsketch.metrics.fid import SubsetDistances, find_inception
 from fastsketch.metrics.perceptual import Perceptual
 from fastsketch.metrics.report import METRICS, OVERALL, Evaluation, summarise
 from fastsketch.metrics.similarity import fsim, ssim
-from fastsketch.training.images import mask_to_tensor, read_photo, save_image
+from fastsketch.training.images import fit_within, mask_to_tensor, read_photo, save_image
 from fastsketch.training.pairs import Pair
 from fastsketch.weights import WeightsNotFound, weights_folder
 
@@ -56,23 +56,27 @@ def _checked(items: Sequence[Item], metrics: Sequence[str], batch_size: int) -> 
         seen.add((item.subset, item.name))
 
 
-def _read_item(item: Item) -> tuple[Image.Image, Image.Image]:
+def _read_item(item: Item, image_size: int | None) -> tuple[Image.Image, Image.Image]:
     generated, reference = read_photo(item.generated), read_photo(item.reference)
+    if image_size is not None:
+        reference = fit_within(reference, image_size, image_size)
     if generated.size != reference.size:
         raise FastsketchError(
             f"{item.generated} is {generated.width}x{generated.height} but its reference {item.reference} is "
-            f"{reference.width}x{reference.height}; images are compared at the reference's size"
+            f"{reference.width}x{reference.height}; they are compared at the reference's size (image_size scales that)"
         )
     if min(reference.size) < MIN_SIDE:
         raise FastsketchError(f"{item.reference}: {reference.width}x{reference.height}, need {MIN_SIDE} pixels a side")
     return generated, reference
 
 
-def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[tuple[Item, Image.Image, Image.Image]]]:
+def _batches(
+    items: Sequence[Item], batch_size: int, image_size: int | None
+) -> Iterator[list[tuple[Item, Image.Image, Image.Image]]]:
     """Runs of items of one image size, at most batch_size long."""
     batch: list[tuple[Item, Image.Image, Image.Image]] = []
     for item in items:
-        pair = _read_item(item)
+        pair = _read_item(item, image_size)
         if batch and (len(batch) == batch_size or batch[0][1].size != pair[0].size):
             yield batch
             batch = []
@@ -94,6 +98,7 @@ def evaluate(
     batch_size: int = 8,
     progress: bool = True,
     download: bool = True,
+    image_size: int | None = None,
 ) -> Evaluation:
     """Compares generated images with references, each pair at the reference's own size.
 
@@ -110,6 +115,8 @@ def evaluate(
         batch_size: images at a time.
         progress: show a progress bar (on stderr).
         download: whether torchvision may download LPIPS' backbones.
+        image_size: scale larger references down to fit in this square first, in pixels (antialiased, aspect kept), as
+            training at reduced size does; values at different sizes are not comparable.
 
     Returns:
         Values by image, subset and over all.
@@ -139,7 +146,7 @@ def evaluate(
 
     rows: list[dict[str, str | float]] = []
     with tqdm(total=len(items), desc="evaluate", unit="image", disable=not progress) as bar:
-        for batch in _batches(items, batch_size):
+        for batch in _batches(items, batch_size, image_size):
             chosen, *sides = zip(*batch, strict=True)
             values = _batch_values(by_image, distances, chosen, sides, device)
             for index, item in enumerate(chosen):
@@ -180,12 +187,13 @@ def _batch_values(
     return values
 
 
-def grey_photo_yardstick(pairs: Sequence[Pair], **options: object) -> Evaluation:
+def grey_photo_yardstick(pairs: Sequence[Pair], *, image_size: int | None = None, **options: object) -> Evaluation:
     """Evaluates each photo, made grey, as if it were the generated sketch: below this, nothing was learned.
 
     Args:
         pairs: photos with their sketches (`fastsketch.training.pairs.find_pairs`).
-        options: keyword arguments of `evaluate`.
+        image_size: as `evaluate`, for the photos too.
+        options: further keyword arguments of `evaluate`.
 
     Raises:
         ValueError: a pair has no sketch.
@@ -198,6 +206,9 @@ def grey_photo_yardstick(pairs: Sequence[Pair], **options: object) -> Evaluation
         items = []
         for number, pair in enumerate(pairs):
             generated = Path(folder) / f"{number}.png"
-            save_image(read_photo(pair.photo).convert("L"), generated)
+            photo = read_photo(pair.photo)
+            if image_size is not None:
+                photo = fit_within(photo, image_size, image_size)
+            save_image(photo.convert("L"), generated)
             items.append(Item(pair.subset, pair.name, generated, pair.sketch))
-        return evaluate(items, **options)
+        return evaluate(items, image_size=image_size, **options)

@@ -12,6 +12,7 @@ from fastsketch.nn import ResnetGenerator
 from fastsketch.training.images import (
     IMAGE_SUFFIXES,
     crop_back,
+    fit_within,
     mask_to_tensor,
     pad_to_multiple,
     read_photo,
@@ -65,9 +66,24 @@ def find_photos(sources: Iterable[Path]) -> list[Pair]:
 
 
 def draw_sketches(
-    generator: ResnetGenerator, photos: list[Pair], out: Path, masks: MaskSource, quiet: bool = False
+    generator: ResnetGenerator,
+    photos: list[Pair],
+    out: Path,
+    masks: MaskSource,
+    *,
+    image_size: int | None = None,
+    quiet: bool = False,
 ) -> list[Path]:
     """Draw each photo into out/[SUBSET/]NAME.png.
+
+    Args:
+        generator: in eval mode, on the device to use.
+        photos: what `find_photos` or `find_pairs` gives.
+        out: folder, made when missing.
+        masks: where masks come from, for a generator that reads them.
+        image_size: scale larger photos down to fit in this square first, in pixels: the size the generator was trained
+            at. None: as they are.
+        quiet: no progress bar.
 
     Raises:
         FastsketchError: an unreadable photo, or two photos of one name: nothing is drawn then.
@@ -81,5 +97,8 @@ def draw_sketches(
             raise FastsketchError(f"{target} would overwrite the photo itself: choose another output folder")
         photo = read_photo(pair.photo)
         mask = masks(photo, given=pair.mask, name=str(pair.photo)) if generator.mask_channel else None
+        if image_size is not None:
+            photo = fit_within(photo, image_size, image_size)
+            mask = None if mask is None else fit_within(mask, image_size, image_size, mask=True)
         save_image(draw_sketch(generator, photo, mask), target)
     return targets

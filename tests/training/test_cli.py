@@ -44,6 +44,26 @@ def test_train_generate_evaluate(capsys, data, tmp_path):
     assert all((drawn / name).is_file() for name in ("metrics.csv", "summary.csv", "metrics.json"))
 
 
+def test_reduced_size_and_grey_photos(capsys, data, weights, tmp_path):
+    drawn = tmp_path / "drawn"
+    small = ("--image-size", 32, "--quiet")
+    assert run(capsys, "generate", "--data", data, "-o", drawn, "--weights", weights, *small)[0] == 0
+    with Image.open(drawn / "blobs" / "100.png") as picture:
+        assert picture.size == (26, 32)  # 32×40 to fit
+    code, _, err = run(capsys, "evaluate", drawn, "--data", data, "--metrics", "ssim", "--quiet")
+    assert code == 1 and "26x32" in err and "32x40" in err
+    code, _, err = run(
+        capsys, "evaluate", "--grey-photos", "--out", tmp_path / "grey", "--data", data, "--metrics", "ssim", *small
+    )
+    assert code == 1 and "need 32 pixels" in err
+    code, text, _ = run(
+        capsys, "evaluate", "--grey-photos", "--out", tmp_path / "grey", "--data", data, "--metrics", "ssim", "--quiet"
+    )
+    assert code == 0 and "SSIM" in text and (tmp_path / "grey" / "summary.csv").is_file()
+    code, _, err = run(capsys, "evaluate", drawn, "--grey-photos", "--data", data)
+    assert code == 1 and "either" in err
+
+
 def test_resume_needs_no_settings_again(capsys, data, tmp_path):
     out = tmp_path / "trained"
     assert run(capsys, "train", "--data", data, "--out", out, *TINY)[0] == 0
