@@ -16,13 +16,15 @@ import torch
 
 IMPLEMENTATIONS = {
     "cpp": "fastsketch.cpp",
+    "cuda": "fastsketch.cuda",
+    "triton": "fastsketch.triton",
     "reference": "fastsketch.reference",
 }
 """Name of an implementation, and the module it lives in."""
 
 PREFERENCE = {
     "cpu": ("cpp", "reference"),
-    "cuda": ("reference",),
+    "cuda": ("cuda", "triton", "reference"),
 }
 """What an operator tries, best first, by device type; other devices run the reference."""
 
@@ -91,10 +93,10 @@ def kernel(name: str, device: torch.device):
     return getattr(module, name)
 
 
-def in_place_kernel(name: str, device: torch.device) -> Callable | None:
-    """The in-place form (`name` with _add_ for _backward) beside the kernel in use, if its implementation has one."""
-    module, _ = _load(select(name, device.type))
-    return getattr(module, name.replace("_backward", "_add_"), None)
+def optional_kernel(name: str, beside: str, device: torch.device) -> Callable | None:
+    """A kernel not every implementation has, of the implementation that runs kernel `beside`; None if it has none."""
+    module, _ = _load(select(beside, device.type))
+    return getattr(module, name, None)
 
 
 def explain(device_type: str) -> dict[str, tuple[str, dict[str, str]]]:

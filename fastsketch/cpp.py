@@ -1,7 +1,7 @@
 """The kernels in C++ (csrc/), for tensors on the CPU: same names and signatures as `fastsketch.reference`.
 
-Importing this module loads `_C.so`, which registers torch.ops.fastsketch_C; where it was not built, the ImportError says
-why. `facts` tells how it was built and which instruction set runs.
+Importing this module loads `_C.so`, which registers torch.ops.fastsketch_C; where it was not built, the ImportError
+says why. `facts` tells how it was built and which instruction set runs.
 """
 
 from collections.abc import Sequence
@@ -75,6 +75,19 @@ def patch_nce_forward(
     return _ops.patch_nce_forward(query, key, _int32(region), temperature, code, normalize, False)[:4]
 
 
+def patch_nce_forward_with_gradient(
+    query: Tensor,  # [B, S, D]
+    key: Tensor,  # [B, S, D]
+    region: Tensor | None,  # [B, S]
+    temperature: float,
+    negatives: str,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The outputs of `patch_nce_forward`, and d loss_i / d query_i, [B, S, D] in the accumulation dtype."""
+    code = _NEGATIVES.index(negatives)
+    return _ops.patch_nce_forward(query, key, _int32(region), temperature, code, normalize, True)
+
+
 def patch_nce_backward(
     grad_loss: Tensor,  # [B, S]
     query: Tensor,  # [B, S, D]
@@ -144,7 +157,7 @@ def tap_patches_add_(
     index: Tensor,  # [B, S] int64
 ) -> Tensor:  # [B, C, *spatial]
     """`tap_patches_backward` in place; `grad_features` must hold a value of its own at every position."""
-    _ops.scatter_patches(grad_features, grad_patches, index)
+    _ops.scatter_patches(grad_features, grad_patches.to(grad_features.dtype), index)
     return grad_features
 
 

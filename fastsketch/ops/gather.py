@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastsketch import _backend
+from fastsketch.ops import exclusive
 from fastsketch.reference.gather import empty_features
 
 
@@ -84,8 +85,28 @@ def _double_backward(ctx, grad_features):
     return gather_patches_forward(grad_features, index), None, None, None
 
 
+def _tap_double_backward_context(ctx, inputs, output):
+    ctx.save_for_backward(inputs[2])
+
+
+def _tap_double_backward(ctx, grad):
+    (index,) = ctx.saved_tensors
+    return grad, gather_patches_forward(grad, index), None
+
+
 gather_patches_forward.register_autograd(_backward, setup_context=_setup_context)
 gather_patches_backward.register_autograd(_double_backward, setup_context=_double_backward_context)
+tap_patches_backward.register_autograd(_tap_double_backward, setup_context=_tap_double_backward_context)
+
+
+def _gather(features: Tensor, index: Tensor) -> Tensor:
+    """`gather_patches_forward`; straight to the kernel where nothing but autograd looks at the call, which is above it
+    here (a custom op's way through the dispatcher costs more than the kernel).
+    """
+    if torch.compiler.is_compiling() or not (exclusive.is_plain(features) and exclusive.is_plain(index)):
+        return gather_patches_forward(features, index)
+    _check_positions(index, features.shape[2:].numel())
+    return _backend.kernel("gather_patches_forward", features.device)(features, index)
 
 
 class TapPatches(torch.autograd.Function):
@@ -94,7 +115,7 @@ class TapPatches(torch.autograd.Function):
     @staticmethod
     def forward(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Features as a view of themselves, and the patches."""
-        return features.view_as(features), gather_patches_forward(features, index)
+        return features.view_as(features), _gather(features, index)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -112,4 +133,8 @@ class TapPatches(torch.autograd.Function):
             return grad_features, None
         if grad_features is None:
             return gather_patches_backward(grad_patches, index, *ctx.layout), None
+        if not torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            add = _backend.optional_kernel("tap_patches_add_", "tap_patches_backward", grad_features.device)
+            if add is not None and exclusive.is_exclusive(grad_features):
+                return add(grad_features, grad_patches, index), None
         return tap_patches_backward(grad_features, grad_patches, index), None

@@ -68,7 +68,7 @@ def test_values_and_gradient(backend, randn, shape, dtype, call):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
 def test_duplicates_add_up_in_float32(backend, device, dtype):
-    """512 ones and 512 times 1/512: 513, which a sum in half precision (steps of 0.5 or 4 there) does not reach."""
+    """512 ones and 512 times 1/512: 513, rounded once. A running bfloat16 sum stops at 256, a float16 one at 512."""
     features = torch.zeros(1, 1, 4, dtype=dtype, device=device, requires_grad=True)
     index = torch.full((1, 1024), 2, device=device)
     grad = torch.tensor([1, 1 / 512], dtype=dtype, device=device).repeat_interleave(512).view(1, 1024, 1)

@@ -1,0 +1,1 @@
+"""Speed and memory of the operators against CUT's data path: `python -m benchmarks.run --help`."""

@@ -1,0 +1,30 @@
+// Every kernel, for one instruction set. The includer has chosen it and defined
+// LEVEL (a namespace), VECTOR_BYTES and ROW_BLOCK_ROWS (rows of C that a product keeps in registers).
+
+namespace fastsketch::LEVEL {
+namespace {
+
+constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
+
+#include "vec.h"
+#include "gemm.h"
+#include "rows.h"
+
+#include "attention.h"
+#include "gather.h"
+#include "patch_nce.h"
+
+#define FASTSKETCH_STRING(x) #x
+#define FASTSKETCH_NAME(x) FASTSKETCH_STRING(x)
+
+}  // namespace
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    FASTSKETCH_NAME(LEVEL),     patch_nce_forward<float>,   patch_nce_forward<double>,
+    patch_nce_backward<float>,  patch_nce_backward<double>, attention_forward<float>,
+    attention_forward<double>,  attention_backward<float>,  attention_backward<double>,
+    gather,                     scatter,
+};
+
+}  // namespace fastsketch::LEVEL

@@ -1,0 +1,136 @@
+// Patches at flat positions of a feature map, and their gradients added back. Included once for each instruction set.
+//
+// Threads share out blocks of channels, so that no two write the same place. Where the channels lie apart (contiguous
+// features) a block's patches pass through a small transposed tile: each is read or written a cache line at a time.
+
+constexpr int64_t CHANNEL_BLOCK = 16;
+
+struct Place {
+  int64_t offset;  // of the position in the spatial grid, in elements
+  int64_t sample;
+};
+
+inline int64_t spatial_offset(const Features& f, int64_t position) {
+  int64_t offset = 0;
+  for (int64_t d = f.rank - 1; d >= 0; --d) {
+    offset += position % f.spatial[d] * f.spatial_stride[d];
+    position /= f.spatial[d];
+  }
+  return offset;
+}
+
+// Places of an image in the order of memory: neighbours share pages, and a repeated position stands in one run.
+inline void sorted_places(const Features& f, const Patches& p, int64_t image, Place* places) {
+  for (int64_t s = 0; s < p.samples; ++s)
+    places[s] = {spatial_offset(f, p.index[image * p.index_stride[0] + s * p.index_stride[1]]), s};
+  std::sort(places, places + p.samples, [](const Place& a, const Place& b) {
+    return a.offset != b.offset ? a.offset < b.offset : a.sample < b.sample;
+  });
+}
+
+// Calls body(image, first channel, last channel, places) for each block of channels.
+template <typename Body>
+void for_each_block(const Features& f, const Patches& p, const Body& body) {
+  const int64_t blocks = (f.channels + CHANNEL_BLOCK - 1) / CHANNEL_BLOCK;
+  Scratch<Place> places(f.images * p.samples);
+  parallel_for(0, f.images, 1 + 4096 / std::max<int64_t>(p.samples, 1), [&](int64_t begin, int64_t end) {
+    for (int64_t image = begin; image < end; ++image) sorted_places(f, p, image, places + image * p.samples);
+  });
+  const int64_t least = 4096 / std::max<int64_t>(p.samples * CHANNEL_BLOCK, 1);
+  parallel_for(0, f.images * blocks, least, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t image = item / blocks, first = item % blocks * CHANNEL_BLOCK;
+      body(image, first, std::min(first + CHANNEL_BLOCK, f.channels), places + image * p.samples);
+    }
+  });
+}
+
+template <typename T>
+void gather_values(const Features& f, const Patches& p) {
+  for_each_block(f, p, [&](int64_t image, int64_t first, int64_t last, const Place* places) {
+    const T* from = static_cast<const T*>(f.data) + image * f.image_stride;
+    T* to = static_cast<T*>(p.data) + image * p.stride[0];
+    if (f.channel_stride == 1 && p.stride[2] == 1) {
+      for (int64_t n = 0; n < p.samples; ++n)
+        std::copy_n(from + places[n].offset + first, last - first, to + places[n].sample * p.stride[1] + first);
+      return;
+    }
+    constexpr int64_t run = 256;
+    T tile[run][CHANNEL_BLOCK];
+    for (int64_t n0 = 0; n0 < p.samples; n0 += run) {
+      const int64_t count = std::min(run, p.samples - n0);
+      for (int64_t c = first; c < last; ++c) {
+        const T* plane = from + c * f.channel_stride;
+        for (int64_t n = 0; n < count; ++n) tile[n][c - first] = plane[places[n0 + n].offset];
+      }
+      for (int64_t n = 0; n < count; ++n) {
+        T* patch = to + places[n0 + n].sample * p.stride[1];
+        for (int64_t c = first; c < last; ++c) patch[c * p.stride[2]] = tile[n][c - first];
+      }
+    }
+  });
+}
+
+// A run of equal positions is added up in Sum before it is rounded once.
+template <typename T, typename Sum>
+void scatter_values(const Features& f, const Patches& p) {
+  for_each_block(f, p, [&](int64_t image, int64_t first, int64_t last, const Place* places) {
+    T* to = static_cast<T*>(f.data) + image * f.image_stride;
+    const T* from = static_cast<const T*>(p.data) + image * p.stride[0];
+    constexpr int64_t run = 256;
+    Sum tile[run][CHANNEL_BLOCK];
+    int64_t offset[run];
+    for (int64_t n = 0; n < p.samples;) {
+      int64_t count = 0;
+      for (; n < p.samples && count < run; ++count) {  // one sum for each position
+        offset[count] = places[n].offset;
+        Sum* sum = tile[count];
+        std::fill_n(sum, CHANNEL_BLOCK, Sum(0));
+        for (; n < p.samples && places[n].offset == offset[count]; ++n) {
+          const T* patch = from + places[n].sample * p.stride[1];
+          for (int64_t c = first; c < last; ++c) sum[c - first] += Sum(patch[c * p.stride[2]]);
+        }
+      }
+      if (f.channel_stride == 1) {
+        for (int64_t m = 0; m < count; ++m)
+          for (int64_t c = first; c < last; ++c) {
+            T& value = to[offset[m] + c];
+            value = T(Sum(value) + tile[m][c - first]);
+          }
+        continue;
+      }
+      for (int64_t c = first; c < last; ++c) {
+        T* plane = to + c * f.channel_stride;
+        for (int64_t m = 0; m < count; ++m) {
+          T& value = plane[offset[m]];
+          value = T(Sum(value) + tile[m][c - first]);
+        }
+      }
+    }
+  });
+}
+
+inline void gather(const Features& f, const Patches& p) {
+  switch (f.dtype) {
+    case Dtype::f32:
+      return gather_values<uint32_t>(f, p);
+    case Dtype::f64:
+      return gather_values<uint64_t>(f, p);
+    case Dtype::bf16:
+    case Dtype::f16:
+      return gather_values<uint16_t>(f, p);
+  }
+}
+
+inline void scatter(const Features& f, const Patches& p) {
+  switch (f.dtype) {
+    case Dtype::f32:
+      return scatter_values<float, float>(f, p);
+    case Dtype::f64:
+      return scatter_values<double, double>(f, p);
+    case Dtype::bf16:
+      return scatter_values<BFloat16, float>(f, p);
+    case Dtype::f16:
+      return scatter_values<Half, float>(f, p);
+  }
+}

@@ -1,0 +1,116 @@
+// Products of small matrices: B packed in panels of columns, C kept in registers.
+// The sum over the depth is taken in order, so an entry does not depend on the tile it falls in.
+// Included once for each instruction set, inside its namespace.
+
+template <typename T>
+constexpr int panel_width() {
+  return 2 * Lanes<T>::count;
+}
+
+inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Panels of B [depth, columns], given as its transpose [columns, depth] with rows `stride` apart; zeros fill the last.
+template <typename T>
+void pack_transposed(const T* from, int64_t columns, int64_t depth, int64_t stride, T* to) {
+  constexpr int width = panel_width<T>();
+  constexpr int lanes = Lanes<T>::count;
+  for (int64_t j = 0; j < columns; j += width, to += width * depth) {
+    const int64_t valid = std::min<int64_t>(width, columns - j);
+    int64_t k = 0;
+    if (valid == width) {
+      for (; k + lanes <= depth; k += lanes) {
+        T block[width][lanes];
+        for (int c = 0; c < width; ++c) store<T>(block[c], load<T>(from + (j + c) * stride + k));
+        for (int d = 0; d < lanes; ++d)
+          for (int c = 0; c < width; ++c) to[(k + d) * width + c] = block[c][d];
+      }
+    }
+    for (; k < depth; ++k)
+      for (int c = 0; c < width; ++c) to[k * width + c] = c < valid ? from[(j + c) * stride + k] : T(0);
+  }
+}
+
+// Panels of B [depth, columns] with rows `stride` apart.
+template <typename T>
+void pack(const T* from, int64_t depth, int64_t columns, int64_t stride, T* to) {
+  constexpr int width = panel_width<T>();
+  for (int64_t j = 0; j < columns; j += width, to += width * depth) {
+    const int64_t valid = std::min<int64_t>(width, columns - j);
+    for (int64_t k = 0; k < depth; ++k) {
+      const T* row = from + k * stride + j;
+      T* panel = to + k * width;
+      if (valid == width) {
+        store<T>(panel, load<T>(row));
+        store<T>(panel + Lanes<T>::count, load<T>(row + Lanes<T>::count));
+      } else {
+        for (int c = 0; c < width; ++c) panel[c] = c < valid ? row[c] : T(0);
+      }
+    }
+  }
+}
+
+// C [ROWS, valid columns] = (add ? C : 0) + A · panel; A's rows are `a_row` apart, its columns `a_column`.
+template <typename T, int ROWS>
+inline void micro_kernel(
+    const T* a, int64_t a_row, int64_t a_column, const T* panel, int64_t depth, T* c, int64_t c_row, int64_t valid,
+    bool add) {
+  constexpr int lanes = Lanes<T>::count;
+  Vec<T> sum[ROWS][2] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vec<T> b0 = load<T>(panel);
+    const Vec<T> b1 = load<T>(panel + lanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) {
+      const Vec<T> x = broadcast<T>(a[i * a_row]);
+      sum[i][0] += x * b0;
+      sum[i][1] += x * b1;
+    }
+    a += a_column;
+    panel += 2 * lanes;
+  }
+  if (valid == 2 * lanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; ++i) {
+      T* to = c + i * c_row;
+      store<T>(to, add ? load<T>(to) + sum[i][0] : sum[i][0]);
+      store<T>(to + lanes, add ? load<T>(to + lanes) + sum[i][1] : sum[i][1]);
+    }
+    return;
+  }
+  T edge[ROWS][2 * lanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; ++i) {
+    store<T>(edge[i], sum[i][0]);
+    store<T>(edge[i] + lanes, sum[i][1]);
+  }
+  for (int i = 0; i < ROWS; ++i)
+    for (int64_t j = 0; j < valid; ++j) c[i * c_row + j] = (add ? c[i * c_row + j] : T(0)) + edge[i][j];
+}
+
+template <typename T, int ROWS>
+inline void micro_kernel_of(
+    int64_t rows, const T* a, int64_t a_row, int64_t a_column, const T* panel, int64_t depth, T* c, int64_t c_row,
+    int64_t valid, bool add) {
+  if constexpr (ROWS > 1) {
+    if (rows < ROWS) {
+      micro_kernel_of<T, ROWS - 1>(rows, a, a_row, a_column, panel, depth, c, c_row, valid, add);
+      return;
+    }
+  }
+  micro_kernel<T, ROWS>(a, a_row, a_column, panel, depth, c, c_row, valid, add);
+}
+
+// C [rows, columns] = (add ? C : 0) + A [rows, depth] · B, B packed.
+template <typename T>
+void multiply(
+    const T* a, int64_t a_row, int64_t a_column, int64_t rows, const T* packed, int64_t depth, int64_t columns, T* c,
+    int64_t c_row, bool add) {
+  constexpr int width = panel_width<T>();
+  for (int64_t j = 0; j < columns; j += width) {
+    const T* panel = packed + j * depth;
+    const int64_t valid = std::min<int64_t>(width, columns - j);
+    for (int64_t i = 0; i < rows; i += ROW_BLOCK)
+      micro_kernel_of<T, ROW_BLOCK>(
+          rows - i, a + i * a_row, a_row, a_column, panel, depth, c + i * c_row + j, c_row, valid, add);
+  }
+}

@@ -1,0 +1,137 @@
+// What the CPU kernels take: plain pointers and strides, so that the same source can be compiled for several
+// instruction sets and nothing of torch enters it. Shapes and dtypes were checked by the callers (<op>_cpu.cpp).
+#pragma once
+
+#include <cstdint>
+
+namespace fastsketch {
+
+enum class Dtype { f32, f64, bf16, f16 };
+
+// A read-only tensor of up to three dimensions; strides in elements.
+struct View {
+  const void* data = nullptr;
+  Dtype dtype = Dtype::f32;
+  int64_t stride[3] = {0, 0, 0};
+};
+
+enum class Negatives { image, same_region, other_regions };
+
+struct PatchNce {
+  int64_t images, samples, width;
+  View query, key;        // [B, S, D]
+  const int32_t* region;  // [B, S] contiguous, or null
+  Negatives negatives;
+  double temperature;
+  bool normalize;
+};
+
+// Outputs are contiguous [B, S] (unit_gradient [B, S, D]) in the accumulation type T.
+template <typename T>
+struct PatchNceForward {
+  T* loss;
+  T* lse;
+  T* query_scale;    // null without normalize
+  T* key_scale;      // null without normalize
+  T* unit_gradient;  // null where not wanted: d loss_i / d query_i
+};
+
+template <typename T>
+struct PatchNceBackward {
+  const T* grad_loss;    // [B, S] contiguous
+  const T* lse;          // [B, S]
+  const T* query_scale;  // [B, S], or null
+  const T* key_scale;    // [B, S], or null
+  T* grad_query;         // [B, S, D] contiguous, or null where not wanted
+  T* grad_key;           // [B, S, D] contiguous, or null where not wanted
+};
+
+// Features [B, C, *spatial] of any strides; bytes are moved, or values of `dtype` added.
+struct Features {
+  void* data;
+  Dtype dtype;
+  int64_t images, channels;
+  int64_t rank;  // of the spatial grid, 1 to 3
+  int64_t spatial[3];
+  int64_t image_stride, channel_stride;
+  int64_t spatial_stride[3];
+};
+
+struct Patches {
+  void* data;             // [B, S, C], of the features' dtype
+  const int64_t* index;   // [B, S] of any strides, in range
+  int64_t index_stride[2];
+  int64_t samples;
+  int64_t stride[3];
+};
+
+struct Sampling {
+  int64_t images, positions, samples;
+  const void* density;   // [B, N] contiguous
+  bool density_double;   // else float
+  const void* uniform;   // [B, N] contiguous
+  bool uniform_double;   // else float
+  const int64_t* region; // [B, N] contiguous, or null
+  double threshold, boost;
+  int64_t* index;        // [B, S]
+};
+
+struct Attention {
+  int64_t images, rows, columns, width;
+  View query;  // [B, N, d]
+  View key;    // [B, M, d]
+  double scale;
+};
+
+template <typename T>
+struct AttentionForward {
+  T* received;  // [B, M]
+  T* entropy;   // [B, N]
+  T* lse;       // [B, N]
+};
+
+template <typename T>
+struct AttentionBackward {
+  const T* grad_received;  // [B, M] contiguous
+  const T* grad_entropy;   // [B, N] contiguous
+  const T* entropy;
+  const T* lse;
+  T* grad_query;  // [B, N, d]
+  T* grad_key;    // [B, M, d]
+};
+
+// One instruction set's kernels.
+struct Kernels {
+  const char* name;
+  void (*patch_nce_forward_f32)(const PatchNce&, const PatchNceForward<float>&);
+  void (*patch_nce_forward_f64)(const PatchNce&, const PatchNceForward<double>&);
+  void (*patch_nce_backward_f32)(const PatchNce&, const PatchNceBackward<float>&);
+  void (*patch_nce_backward_f64)(const PatchNce&, const PatchNceBackward<double>&);
+  void (*attention_forward_f32)(const Attention&, const AttentionForward<float>&);
+  void (*attention_forward_f64)(const Attention&, const AttentionForward<double>&);
+  void (*attention_backward_f32)(const Attention&, const AttentionBackward<float>&);
+  void (*attention_backward_f64)(const Attention&, const AttentionBackward<double>&);
+  void (*gather)(const Features&, const Patches&);  // patches = features at index
+  void (*scatter)(const Features&, const Patches&); // features += patches at index
+};
+
+namespace baseline {
+extern const Kernels kernels;
+}
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define FASTSKETCH_X86_LEVELS 1
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+// The kernels for this processor (or of FASTSKETCH_CPU_LEVEL), chosen at the first call.
+const Kernels& kernels();
+
+// Not vectorised, hence built once. `log_in_place` replaces doubles by their logarithms.
+void sample_patches(const Sampling&, void (*log_in_place)(double* values, int64_t count));
+
+}  // namespace fastsketch

@@ -1,0 +1,19 @@
+// Headers of the kernels, before any instruction set is chosen: what they define inline must run everywhere.
+#pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <new>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace fastsketch {
+using c10::BFloat16;
+using c10::Half;
+}  // namespace fastsketch

@@ -1,0 +1,28 @@
+// The operators of torch.ops.fastsketch_C on CPU tensors; schemas in registration.cpp, meanings in fastsketch/reference.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace fastsketch {
+
+using torch::stable::Tensor;
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> patch_nce_forward_cpu(
+    Tensor query, Tensor key, std::optional<Tensor> region, double temperature, int64_t negatives, bool normalize,
+    bool with_gradient);
+std::tuple<Tensor, Tensor> patch_nce_backward_cpu(
+    Tensor grad_loss, Tensor query, Tensor key, std::optional<Tensor> region, Tensor lse, Tensor query_scale,
+    Tensor key_scale, double temperature, int64_t negatives, bool normalize, bool need_query, bool need_key);
+void gather_patches_cpu(Tensor features, Tensor index, Tensor patches);
+void scatter_patches_cpu(Tensor features, Tensor patches, Tensor index);
+Tensor sample_patches_cpu(
+    Tensor density, std::optional<Tensor> region, Tensor uniform, int64_t num_patches, double threshold, double boost);
+std::tuple<Tensor, Tensor, Tensor> attention_statistics_forward_cpu(Tensor query, Tensor key, double scale);
+std::tuple<Tensor, Tensor> attention_statistics_backward_cpu(
+    Tensor grad_received, Tensor grad_entropy, Tensor query, Tensor key, Tensor entropy, Tensor lse, double scale);
+
+}  // namespace fastsketch

@@ -1,0 +1,28 @@
+// The framework's thread pool, through the stable C interface: torch.set_num_threads is honoured.
+#pragma once
+
+#include <torch/csrc/stable/c/shim.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+
+namespace fastsketch {
+
+inline int64_t num_threads() {
+  uint32_t count = 1;
+  if (torch_get_num_threads(&count) != 0) throw std::runtime_error("torch_get_num_threads failed");
+  return count;
+}
+
+// body(begin, end) over parts of [begin, end); parts of at least `grain`, one a thread.
+template <typename Body>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
+  if (end <= begin) return;
+  const auto call = [](int64_t from, int64_t to, void* context) { (*static_cast<const Body*>(context))(from, to); };
+  void* context = const_cast<void*>(static_cast<const void*>(&body));
+  if (torch_parallel_for(begin, end, std::max<int64_t>(grain, 1), call, context) != 0)
+    throw std::runtime_error("fastsketch: a kernel failed in a worker thread (out of memory?)");
+}
+
+}  // namespace fastsketch

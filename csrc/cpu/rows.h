@@ -1,0 +1,62 @@
+// Rows of a tensor as contiguous values of the accumulation type, and scratch memory.
+// Included once for each instruction set, inside its namespace.
+
+template <typename T, typename From>
+inline void convert_row(const From* from, int64_t stride, int64_t n, T* to) {
+  if (stride == 1) {
+    for (int64_t i = 0; i < n; ++i) to[i] = T(from[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i] = T(from[i * stride]);
+  }
+}
+
+// Row (image, row) of a [B, S, D] view.
+template <typename T>
+void load_row(const View& view, int64_t image, int64_t row, int64_t width, T* to) {
+  const int64_t offset = image * view.stride[0] + row * view.stride[1];
+  const int64_t stride = view.stride[2];
+  switch (view.dtype) {
+    case Dtype::f32:
+      return convert_row<T>(static_cast<const float*>(view.data) + offset, stride, width, to);
+    case Dtype::f64:
+      return convert_row<T>(static_cast<const double*>(view.data) + offset, stride, width, to);
+    case Dtype::bf16:
+      return convert_row<T>(static_cast<const BFloat16*>(view.data) + offset, stride, width, to);
+    case Dtype::f16:
+      return convert_row<T>(static_cast<const Half*>(view.data) + offset, stride, width, to);
+  }
+}
+
+template <typename T>
+inline T dot(const T* a, const T* b, int64_t n) {
+  constexpr int lanes = Lanes<T>::count;
+  Vec<T> sum0 = {}, sum1 = {};
+  int64_t i = 0;
+  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+    sum0 += load<T>(a + i) * load<T>(b + i);
+    sum1 += load<T>(a + i + lanes) * load<T>(b + i + lanes);
+  }
+  T total = sum_lanes<T>(sum0 + sum1);
+  for (; i < n; ++i) total += a[i] * b[i];
+  return total;
+}
+
+template <typename T>
+inline void scale_row(T* row, int64_t n, T factor) {
+  for (int64_t i = 0; i < n; ++i) row[i] *= factor;
+}
+
+// Uninitialised memory on a cache line, given back at the end of the scope.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<T*>(::operator new(sizeof(T) * size_t(std::max<int64_t>(count, 1)), std::align_val_t(64)))) {}
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() { ::operator delete(data_, std::align_val_t(64)); }
+  operator T*() const { return data_; }
+
+ private:
+  T* data_;
+};

@@ -1,0 +1,100 @@
+// Vectors of VECTOR_BYTES, by the compiler's vector extension (GCC and clang, any processor).
+// Included once for each instruction set, inside its namespace.
+
+template <typename T>
+struct Lanes {
+  static constexpr int count = VECTOR_BYTES / int(sizeof(T));
+};
+
+typedef float FloatVec __attribute__((vector_size(VECTOR_BYTES)));
+typedef double DoubleVec __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t IntVec __attribute__((vector_size(VECTOR_BYTES)));
+typedef int64_t LongVec __attribute__((vector_size(VECTOR_BYTES)));
+
+template <typename T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  using Type = FloatVec;
+  using Int = IntVec;
+};
+template <>
+struct VecOf<double> {
+  using Type = DoubleVec;
+  using Int = LongVec;
+};
+template <typename T>
+using Vec = typename VecOf<T>::Type;
+
+template <typename T>
+inline Vec<T> load(const T* from) {
+  Vec<T> v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+
+template <typename T>
+inline void store(T* to, Vec<T> v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
+
+template <typename T>
+inline Vec<T> broadcast(T x) {
+  return x - Vec<T>{};  // x - 0 is x, and becomes the broadcast instruction
+}
+
+template <typename T>
+inline T sum_lanes(Vec<T> v) {
+  T total = 0;
+  for (int i = 0; i < Lanes<T>::count; ++i) total += v[i];
+  return total;
+}
+
+template <typename T>
+inline T max_lanes(Vec<T> v) {
+  T best = v[0];
+  for (int i = 1; i < Lanes<T>::count; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+}
+
+// e^x to about one unit in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, Taylor's series for e^r.
+// Results below the smallest normal number are 0; NaN stays NaN.
+template <typename T>
+struct ExpConstants;
+template <>
+struct ExpConstants<float> {
+  static constexpr float low = -87.33654F, high = 88.37F;
+  static constexpr float round = 12582912.F;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float ln2_high = 0.693359375F, ln2_low = -2.12194440e-4F;
+  static constexpr int degree = 7, mantissa = 23, bias = 127;
+};
+template <>
+struct ExpConstants<double> {
+  static constexpr double low = -708.39, high = 709.4;
+  static constexpr double round = 6755399441055744.;  // 1.5 * 2^52
+  static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
+  static constexpr int degree = 13, mantissa = 52, bias = 1023;
+};
+
+template <typename T>
+inline Vec<T> exp(Vec<T> x) {
+  using C = ExpConstants<T>;
+  using Int = typename VecOf<T>::Int;
+  constexpr T inverse_factorial[] = {T(1),          T(1),           T(1. / 2),        T(1. / 6),         T(1. / 24),
+                                     T(1. / 120),   T(1. / 720),    T(1. / 5040),     T(1. / 40320),     T(1. / 362880),
+                                     T(1. / 3628800), T(1. / 39916800), T(1. / 479001600), T(1. / 6227020800.)};
+  const Int underflow = x < C::low;
+  x = underflow ? broadcast<T>(C::low) : x;
+  x = x > C::high ? broadcast<T>(C::high) : x;
+  const Vec<T> rounded = x * T(1.4426950408889634) + C::round;
+  Int exponent;
+  __builtin_memcpy(&exponent, &rounded, sizeof(exponent));
+  const Vec<T> n = rounded - C::round;
+  const Vec<T> r = (x - n * C::ln2_high) - n * C::ln2_low;
+  Vec<T> p = broadcast<T>(inverse_factorial[C::degree]);
+  for (int i = C::degree - 1; i >= 0; --i) p = p * r + inverse_factorial[i];
+  exponent = (exponent + C::bias) << C::mantissa;  // the shift drops the bits of `round`
+  Vec<T> scale;
+  __builtin_memcpy(&scale, &exponent, sizeof(scale));
+  return underflow ? Vec<T>{} : p * scale;
+}

@@ -1,0 +1,34 @@
+// torch.ops.fastsketch_C: the kernels behind fastsketch/cpp.py, against the libtorch stable ABI, so that one binary
+// serves torch 2.10 and later. The public operators, with fake, autograd and autocast rules, are in fastsketch/ops.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/ops.h"
+
+STABLE_TORCH_LIBRARY(fastsketch_C, m) {
+  m.def(
+      "patch_nce_forward(Tensor query, Tensor key, Tensor? region, float temperature, int negatives, bool normalize, "
+      "bool with_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "patch_nce_backward(Tensor grad_loss, Tensor query, Tensor key, Tensor? region, Tensor lse, Tensor query_scale, "
+      "Tensor key_scale, float temperature, int negatives, bool normalize, bool need_query, bool need_key) "
+      "-> (Tensor, Tensor)");
+  m.def("gather_patches(Tensor features, Tensor index, Tensor(a!) patches) -> ()");
+  m.def("scatter_patches(Tensor(a!) features, Tensor patches, Tensor index) -> ()");
+  m.def(
+      "sample_patches(Tensor density, Tensor? region, Tensor uniform, int num_patches, float threshold, float boost) "
+      "-> Tensor");
+  m.def("attention_statistics_forward(Tensor query, Tensor key, float scale) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "attention_statistics_backward(Tensor grad_received, Tensor grad_entropy, Tensor query, Tensor key, "
+      "Tensor entropy, Tensor lse, float scale) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
+  m.impl("patch_nce_forward", TORCH_BOX(&fastsketch::patch_nce_forward_cpu));
+  m.impl("patch_nce_backward", TORCH_BOX(&fastsketch::patch_nce_backward_cpu));
+  m.impl("gather_patches", TORCH_BOX(&fastsketch::gather_patches_cpu));
+  m.impl("scatter_patches", TORCH_BOX(&fastsketch::scatter_patches_cpu));
+  m.impl("sample_patches", TORCH_BOX(&fastsketch::sample_patches_cpu));
+  m.impl("attention_statistics_forward", TORCH_BOX(&fastsketch::attention_statistics_forward_cpu));
+  m.impl("attention_statistics_backward", TORCH_BOX(&fastsketch::attention_statistics_backward_cpu));
+}

@@ -1,0 +1,101 @@
+"""Whether a gradient that arrives in a backward may be written to: only where nothing else can come to see it.
+
+Three things count owners of a tensor, and each is blind to some: the tensor's own use count (blind to Python), its
+storage's use count (sees views and arrays made of it), and Python's reference counts (see hooks that keep it). What
+they are when nobody else holds a gradient depends on the versions of Python and torch, so it is measured, once, on a
+graph made for it. The same rule, in its C++ half, lets torch's engine accumulate gradients in place.
+"""
+
+import sys
+import weakref
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+def _holders(grad: Tensor) -> tuple[int, ...]:
+    """Everything that counts who can reach the values; two more counts of its base for a view."""
+    storage = grad.untyped_storage()
+    counts = (
+        sys.getrefcount(grad),
+        weakref.getweakrefcount(grad),
+        grad._use_count(),
+        sys.getrefcount(storage),
+        torch._C._storage_Use_Count(storage._cdata),
+    )
+    base = grad._base
+    if base is None:
+        return counts
+    return (*counts, sys.getrefcount(base), weakref.getweakrefcount(base), base._use_count())
+
+
+class _Probe(torch.autograd.Function):
+    """Writes down the holders of the gradient that arrives, through the calls that `is_exclusive` is reached by."""
+
+    @staticmethod
+    def forward(ctx, x, found):
+        ctx.found = found
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        is_exclusive(grad, ctx.found)
+        return grad, None
+
+
+@cache
+def _unheld() -> tuple[tuple[int, ...], ...]:
+    """The holders of a gradient that only the engine holds: of a new tensor, and of a view of all of one."""
+    found: list[tuple[int, ...]] = []
+    with torch.enable_grad():
+        x = torch.zeros(2, 3, requires_grad=True)
+        (_Probe.apply(x, found) * 2).sum().backward()
+        (_Probe.apply(x, found).view(3, 2) * 2).sum().backward()
+    return tuple(found)
+
+
+def _is_dense(grad: Tensor) -> bool:
+    """Whether the tensor fills its storage, each value in a place of its own."""
+    if grad.untyped_storage().nbytes() != grad.numel() * grad.element_size():
+        return False
+    expected = 1
+    for stride, size in sorted(zip(grad.stride(), grad.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether this is a tensor with values of its own, and no dispatch mode (a tracer, say) is looking on."""
+    return (
+        type(tensor) is Tensor
+        and tensor.layout == torch.strided
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def is_exclusive(grad: Tensor, found: list[tuple[int, ...]] | None = None) -> bool:
+    """Whether only the caller, a backward called by the autograd engine, can see the values of `grad`.
+
+    To be called from `backward` itself, with its own argument: callers in between would count as holders.
+
+    Args:
+        grad: a gradient as it arrived.
+        found: for measuring: takes the holders that were counted.
+
+    Returns:
+        False where in doubt: subclasses and wrapped tensors, memory that is not torch's own or is shared between
+        processes, views of a part, active dispatch modes (they see tensors too), a gradient anyone else holds.
+    """
+    if not is_plain(grad) or grad.requires_grad:
+        return False
+    if found is not None:
+        found.append(_holders(grad))
+        return False
+    if not grad.untyped_storage().resizable() or grad.is_shared() or not _is_dense(grad):
+        return False
+    return _holders(grad) in _unheld()
