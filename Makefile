@@ -4,13 +4,14 @@ VENV := .venv
 READY := $(VENV)/.ready
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo test lint format bench clean help
+.PHONY: demo test lint format bench sanitize clean help
 
 help:
 	@echo "make demo    draw portraits of built-in faces: trains the full method small, about three minutes"
 	@echo "make test    run the tests"
 	@echo "make lint    check style        make format  mend it"
-	@echo "make bench   the CPU benchmarks"
+	@echo "make bench   the CPU benchmarks (a few minutes; wants an idle machine)"
+	@echo "make sanitize  the kernels' tests under AddressSanitizer and UBSan, in a copy of the sources"
 	@echo "make clean   remove the environment, builds and runs"
 
 $(READY): $(SOURCES)
@@ -28,6 +29,20 @@ demo: $(READY)
 
 test: $(READY)
 	@$(VENV)/bin/python -m pytest -q
+
+bench: $(READY)
+	@$(VENV)/bin/python -m benchmarks.run
+
+# In a copy, so that the ordinary build stays as it is.
+sanitize: $(READY)
+	@rm -rf build/sanitize && mkdir -p build/sanitize
+	@cp -r csrc fastsketch tests setup.py pyproject.toml README.md LICENSE build/sanitize && rm -f build/sanitize/fastsketch/*.so
+	@cd build/sanitize && FASTSKETCH_BUILD=1 FASTSKETCH_CUDA=0 FASTSKETCH_SANITIZE=1 \
+	  ../../$(VENV)/bin/python setup.py -q build_ext --inplace
+	@cd build/sanitize && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
+	  ../../$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/cpu
 
 lint: $(READY)
 	@$(VENV)/bin/ruff check -q . && $(VENV)/bin/ruff format --check -q . && echo "style: all well"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastsketch.ops import attention as _attention
 from fastsketch.ops import gather as _gather
-from fastsketch.ops import patch_nce as _patch_nce
+from fastsketch.ops import patch_nce_with_gradient as _patch_nce
 from fastsketch.ops import sampling as _sampling
 from fastsketch.reference.patch_nce import accumulation_dtype
 
@@ -114,7 +114,7 @@ def patch_nce(
     if negatives == "batch":
         query, key = (x.reshape(1, batch * samples, width) for x in (query, key))
         negatives = "image"
-    loss = _patch_nce.patch_nce_forward(query, key, region, float(temperature), negatives, normalize)[0].view(
+    loss = _patch_nce.patch_nce_losses(query, key, region, float(temperature), negatives, normalize).view(
         batch, samples
     )
 

@@ -51,12 +51,21 @@ def _operators(device_type: str) -> list[str]:
     return lines
 
 
+def _kernels() -> list[str]:
+    try:
+        from fastsketch import cpp
+    except (ImportError, OSError) as error:
+        return [str(error)]
+    return [f"{name:18} {value}" for name, value in cpp.facts().items()]
+
+
 def report() -> str:
     """The report as text."""
     sections = {
         f"fastsketch {__version__}": [f"python {platform.python_version()}, {platform.platform()}"],
         "packages": [f"{name:12} {_version(name)}" for name in PACKAGES],
         "devices": _devices(),
+        "C++ kernels": _kernels(),
         "operators": [line for device in ("cpu", "cuda") for line in _operators(device)],
     }
     return "\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in sections.items())

@@ -143,7 +143,10 @@ def value_and_grads(function, x: Tensor, y: Tensor) -> list[Tensor]:
 def assert_same(function, compiled, x: Tensor, y: Tensor) -> None:
     got, want = value_and_grads(compiled, x, y), value_and_grads(function, x, y)
     for g, w in zip(got, want, strict=True):
-        torch.testing.assert_close(g, w, rtol=2e-5, atol=2e-6)  # float32, fused or not
+        # float32 rounding of sums that cancel is of the size of the largest entry. Eager mode makes the gradient in the
+        # forward pass where a kernel can, a compiled graph recomputes: the same formula in another order.
+        largest = max(1.0, w.abs().max().item())
+        torch.testing.assert_close(g, w, rtol=2e-5, atol=2e-6 * largest)
 
 
 @pytest.fixture(autouse=True)
