@@ -70,7 +70,7 @@ def facts(threads: int) -> dict[str, str]:
         kernels = f"reference ({error})"
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         "commit": commit,
         "fastsketch": fastsketch.__version__,
         "torch": torch.__version__,
@@ -111,15 +111,7 @@ def main() -> None:
             raw += [(name, contender, number, f"{value * 1e3:.4f}") for number, value in enumerate(values)]
         for bar in case.bars:
             ratio = median[bar.other] / median[bar.ours]
-            row = (
-                name,
-                "time",
-                bar.other,
-                f"{ratio:.2f}",
-                f"{bar.ratio:g}",
-                "reached" if ratio >= bar.ratio else "NOT",
-            )
-            summary.append(row)
+            summary.append((name, "time", bar.other, f"{ratio:.2f}", f"{bar.ratio:g}", verdict(ratio, bar)))
         del case
     for name, (_, bar) in cases.MEMORY_CASES.items():
         if arguments.only not in name:

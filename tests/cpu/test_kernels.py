@@ -58,8 +58,7 @@ def test_patch_nce(cpp, shape, negatives, normalize, dtype):
     weight = weight.to(ours[0].dtype)
     plain_grads = reference.patch_nce_backward(weight, query, key, region, *plain[1:], *options, *both)
     grads = cpp.patch_nce_backward(weight, query, key, region, *ours[1:], *options, *both)
-    # The two errors are of one kind (that of the recomputed logit, 1e-6 at 1/τ = 14) but not the same draw.
-    assert_no_worse(grads, plain_grads, true_grads, 2 * slack_of(dtype))
+    assert_no_worse(grads, plain_grads, true_grads, slack_of(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -137,7 +136,7 @@ def test_attention_statistics(cpp, shape, dtype):
     plain_grads = reference.attention_statistics_backward(*grads, query, key, *plain[1:], scale)
     our_grads = cpp.attention_statistics_backward(*grads, query, key, *ours[1:], scale)
     if rows > 1:  # a matrix of one entry has gradient 0: only rounding to compare
-        assert_no_worse(our_grads, plain_grads, true_grads, 2 * slack_of(dtype))
+        assert_no_worse(our_grads, plain_grads, true_grads, slack_of(dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
