@@ -26,7 +26,10 @@ PREFERENCE = {
     "cpu": ("cpp", "reference"),
     "cuda": ("cuda", "triton", "reference"),
 }
-"""What an operator tries, best first, by device type; other devices run the reference."""
+"""What an operator tries, best first, by device type (but see `UNPROVEN`); other devices run the reference."""
+
+UNPROVEN = {"cuda", "triton"}
+"""Never chosen unless asked for by name: tested in emulation and by compiling, but not run on a GPU yet."""
 
 KERNELS = (
     "patch_nce_forward",
@@ -82,7 +85,7 @@ def select(kernel: str, device_type: str) -> str:
             raise RuntimeError(f"backend {forced!r} was asked for, but {kernel}: {reason}")
         return forced
     for implementation in PREFERENCE.get(device_type, ()):
-        if not _why_not(implementation, kernel):
+        if implementation not in UNPROVEN and not _why_not(implementation, kernel):
             return implementation
     return "reference"
 
@@ -108,7 +111,10 @@ def explain(device_type: str) -> dict[str, tuple[str, dict[str, str]]]:
         for implementation in PREFERENCE.get(device_type, ()):
             if implementation == used:
                 break
-            passed_over[implementation] = _why_not(implementation, name) or "not asked for"
+            reason = _why_not(implementation, name)
+            if not reason and implementation in UNPROVEN:
+                reason = f"has not run on a GPU yet; FASTSKETCH_BACKEND={implementation} tries it"
+            passed_over[implementation] = reason or "not asked for"
         result[name] = (used, passed_over)
     return result
 

@@ -44,11 +44,14 @@ def _devices() -> list[str]:
 
 
 def _operators(device_type: str) -> list[str]:
-    lines = []
+    """What each kernel runs, then why each better implementation does not run one."""
+    lines, reasons = [], {}
     for kernel, (used, passed_over) in _backend.explain(device_type).items():
-        why = "".join(f"  (not {name}: {reason})" for name, reason in passed_over.items())
-        lines.append(f"{device_type:5} {kernel:30} {used}{why}")
-    return lines
+        lines.append(f"{device_type:5} {kernel:30} {used}")
+        for name, reason in passed_over.items():
+            if not reason.startswith("has no "):  # it never meant to run this one
+                reasons.setdefault(name, reason)
+    return [*lines, *(f"{device_type:5} not {name}: {reason}" for name, reason in reasons.items())]
 
 
 def _kernels() -> list[str]:

@@ -1,0 +1,27 @@
+"""The kernels in Triton, for CUDA tensors: same names and signatures as `fastsketch.reference`.
+
+They run from compute capability 8.0 on, and in Triton's interpreter on CPU tensors (TRITON_INTERPRET=1 before the first
+import). float64, which on a GPU is for checking, and empty tensors are handed to the reference.
+"""
+
+from fastsketch.triton.attention import attention_statistics_backward, attention_statistics_forward
+from fastsketch.triton.gather import (
+    gather_patches_backward,
+    gather_patches_forward,
+    tap_patches_add_,
+    tap_patches_backward,
+)
+from fastsketch.triton.patch_nce import patch_nce_backward, patch_nce_forward
+from fastsketch.triton.sampling import sample_patches
+
+__all__ = [
+    "attention_statistics_backward",
+    "attention_statistics_forward",
+    "gather_patches_backward",
+    "gather_patches_forward",
+    "patch_nce_backward",
+    "patch_nce_forward",
+    "sample_patches",
+    "tap_patches_add_",
+    "tap_patches_backward",
+]

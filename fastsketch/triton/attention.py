@@ -1,0 +1,87 @@
+"""Attention each position receives, and row entropies, in the manner of flash attention: no [N, M] matrix is stored.
+
+Two launches forward (row log-sum-exps and entropies; then column sums, with the columns resident, so without atomics)
+and two backward. float64 and empty inputs go to the reference.
+"""
+
+import triton
+from torch import Tensor
+
+from fastsketch import reference
+from fastsketch.triton import configs, launch
+from fastsketch.triton.attention_kernels import backward_kernel, columns_kernel, rows_kernel
+from fastsketch.triton.tiles import LOG2_E
+
+
+def attention_statistics_forward(
+    query: Tensor,  # [B, N, d]
+    key: Tensor,  # [B, M, d]
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `fastsketch.reference.attention`."""
+    if not (launch.takes(query) and launch.takes(key)):
+        return reference.attention_statistics_forward(query, key, scale)
+    batch, queries, width = query.shape
+    keys = key.shape[1]
+    entropy, lse = (query.new_empty(batch, queries, dtype=configs.ACCUMULATION) for _ in range(2))
+    received = key.new_empty(batch, keys, dtype=configs.ACCUMULATION)
+    tile = configs.attention_forward_tile(query, width)
+    rest = (queries, keys, width, scale * LOG2_E, *query.stride(), *key.stride())
+    constants = {**tile.constants(width), **configs.first_dot(query.dtype)}
+    programs = batch * triton.cdiv(queries, tile.rows)
+    launch.run(rows_kernel, programs, tile, (query, key, entropy, lse, *rest), constants)
+    programs = batch * triton.cdiv(keys, tile.rows)
+    launch.run(columns_kernel, programs, tile, (query, key, lse, received, *rest), constants)
+    return received, entropy, lse
+
+
+def attention_statistics_backward(
+    grad_received: Tensor,  # [B, M]
+    grad_entropy: Tensor,  # [B, N]
+    query: Tensor,  # [B, N, d]
+    key: Tensor,  # [B, M, d]
+    entropy: Tensor,  # [B, N]
+    lse: Tensor,  # [B, N]
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """See `fastsketch.reference.attention`."""
+    if not (launch.takes(query) and launch.takes(key)):
+        return reference.attention_statistics_backward(grad_received, grad_entropy, query, key, entropy, lse, scale)
+    batch, queries, width = query.shape
+    grad_query, grad_key = query.new_empty(query.shape), key.new_empty(key.shape)
+    entropy, lse = entropy.contiguous(), lse.contiguous()  # ours are: no copy
+    row_mean = lse.new_empty(batch, queries)
+    tile = configs.attention_backward_tile(query, width)
+    for of_query, x, y, grad in ((True, query, key, grad_query), (False, key, query, grad_key)):
+        launch.run(
+            backward_kernel,
+            batch * triton.cdiv(x.shape[1], tile.rows) * triton.cdiv(width, tile.out),
+            tile,
+            (
+                x,
+                y,
+                grad_received,
+                grad_entropy,
+                entropy,
+                lse,
+                row_mean,
+                grad,
+                x.shape[1],
+                y.shape[1],
+                width,
+                scale,
+                scale * LOG2_E,
+                *x.stride(),
+                *y.stride(),
+                *grad_received.stride(),
+                *grad_entropy.stride(),
+            ),
+            {
+                "OF_QUERY": of_query,
+                "BLOCK_OUT": tile.out,
+                **tile.constants(width),
+                **configs.first_dot(query.dtype),
+                **configs.second_dot(query.dtype),
+            },
+        )
+    return grad_query, grad_key
