@@ -14,7 +14,7 @@ from fastsketch.training.pairs import find_pairs
 from fastsketch.training.trainer import Trainer
 from fastsketch.weights import WeightsNotFound, load_vgg16_features
 
-HEIGHT, WIDTH = 120, 96
+HEIGHT, WIDTH = 80, 64
 TRAIN, TEST = 64, 8
 
 
@@ -24,13 +24,12 @@ def demo_config(out: Path, weights_dir: Path | None) -> TrainConfig:
         data="builtin",
         out=out / "run",
         image_size=HEIGHT,
-        crop_size=96,
         width=16,
         discriminator_width=16,
         projection_dim=64,
         num_patches=64,
-        epochs=4,
-        decay_epochs=4,
+        epochs=6,
+        decay_epochs=6,
         weights_dir=weights_dir,
     )
     try:
@@ -56,7 +55,7 @@ def run_demo(out: Path, weights_dir: Path | None = None, config: TrainConfig | N
     config = replace(config, resume=(config.out / "checkpoint.pt").exists())
     trainer = Trainer(config, data)
     steps = config.total_epochs * len(trainer.dataset)
-    print(f"[2/4] training the full method: {steps} steps at {config.crop_size} pixels, width {config.width}")
+    print(f"[2/4] training the full method: {steps} steps at {config.crop_size or config.image_size} pixels, width {config.width}")
     if not trainer.run():
         raise FastsketchError("the demo was interrupted and saved; call it again to go on")
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import fastsketch
-from fastsketch import reference
+from fastsketch import _backend, reference
 
 pytestmark = pytest.mark.compile
 
