@@ -28,8 +28,9 @@ def demo_config(out: Path, weights_dir: Path | None) -> TrainConfig:
         discriminator_width=16,
         projection_dim=64,
         num_patches=64,
-        epochs=6,
-        decay_epochs=6,
+        epochs=5,
+        decay_epochs=5,
+        lr=6e-4,
         weights_dir=weights_dir,
     )
     try:
@@ -55,7 +56,8 @@ def run_demo(out: Path, weights_dir: Path | None = None, config: TrainConfig | N
     config = replace(config, resume=(config.out / "checkpoint.pt").exists())
     trainer = Trainer(config, data)
     steps = config.total_epochs * len(trainer.dataset)
-    print(f"[2/4] training the full method: {steps} steps at {config.crop_size or config.image_size} pixels, width {config.width}")
+    side = config.crop_size or config.image_size
+    print(f"[2/4] training the full method: {steps} steps at {side} pixels, width {config.width}")
     if not trainer.run():
         raise FastsketchError("the demo was interrupted and saved; call it again to go on")
 
