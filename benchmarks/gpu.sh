@@ -21,7 +21,7 @@ step() { # step NAME SECONDS COMMAND...
         echo "ok      $name  $((SECONDS - start)) s" | tee -a "$OUT/summary.txt"
     else
         echo "FAILED  $name  $((SECONDS - start)) s (see $name.log)" | tee -a "$OUT/summary.txt"
-        tail -n 15 "$OUT/$name.log"
+        tail -c 3000 "$OUT/$name.log" | tr '\r' '\n' | tail -n 15
         STATUS=1
     fi
 }
@@ -43,12 +43,14 @@ else
 fi
 step benchmarks 240 "$PYTHON" -m benchmarks.gpu --out "$OUT" $QUICK --rounds "$([ "$GPU" = 1 ] && echo 15 || echo 2)"
 if [ "$GPU" = 1 ]; then
-    step train 90 "$PYTHON" -c 'from fastsketch.cli import main; main()' train --preset fsscl \
-        --data "${FASTSKETCH_DATA:-builtin}" --out "$OUT/run" --epochs 1 --decay-epochs 0 --perceptual-weights random
+    DATA=${FASTSKETCH_DATA:-builtin} SIZE=()
 else
-    step train 120 "$PYTHON" -c 'from fastsketch.cli import main; main()' train --preset fsscl --data builtin \
-        --out "$OUT/run" --epochs 1 --decay-epochs 0 --perceptual-weights random \
-        --image-size 64 --crop-size 64 --width 8 --discriminator-width 8 --projection-dim 32 --num-patches 16
+    DATA=$OUT/faces
+    SIZE=(--image-size 64 --crop-size 64 --width 8 --discriminator-width 8 --projection-dim 32 --num-patches 16)
+    step faces 60 "$PYTHON" -c 'import sys; from pathlib import Path; from fastsketch.training.faces import write_faces
+write_faces(Path(sys.argv[1]), train=4, test=1, height=64, width=64)' "$DATA"
 fi
-cat "$OUT/summary.txt"
+step train 90 "$PYTHON" -c 'import sys; from fastsketch.cli import main; sys.exit(main())' train --preset fsscl \
+    --data "$DATA" --out "$OUT/run" --epochs 1 --decay-epochs 0 --perceptual-weights random "${SIZE[@]}"
+echo "exit $STATUS" | tee -a "$OUT/summary.txt"
 exit $STATUS

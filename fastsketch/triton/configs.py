@@ -113,6 +113,11 @@ def _power(width: int) -> int:
     return max(16, triton.next_power_of_2(width))
 
 
+def _ragged(width: int) -> bool:
+    """Whether rows cannot be read 16 bytes at a time, so that every element takes registers for its address."""
+    return width % 8 != 0
+
+
 def norms_tile() -> Tile:
     """Of patch_nce's norms."""
     return Tile(rows=16, columns=1, depth=1, out=1, warps=4, stages=1)
@@ -140,10 +145,14 @@ def patch_nce_backward_tile(query: Tensor, width: int) -> Tile:
     if query.dtype == torch.float32:
         if fp32_precision() == "ieee":
             return Tile(rows=32, columns=32, depth=32, out=min(power, 32), warps=8, stages=1)
-        columns = 32 if accumulates_apart(query.device) else 16
-        return Tile(rows=64, columns=columns, depth=16, out=min(power, 128), warps=8, stages=2)
+        columns = 32 if capability(query.device) == 90 else 16
+        return Tile(rows=64, columns=columns, depth=16, out=min(power, 128), warps=4 if power <= 32 else 8, stages=2)
     depth = power if power <= 256 else 64
-    out = 64 if query.dtype == torch.float16 or power > 256 else 128
+    if _ragged(width):
+        return Tile(rows=64, columns=32, depth=depth, out=32, warps=8, stages=2)
+    if power > 256:
+        return Tile(rows=64, columns=32, depth=depth, out=64, warps=8, stages=2)
+    out = 64 if query.dtype == torch.float16 else 128
     return Tile(rows=64, columns=64, depth=depth, out=min(power, out), warps=8, stages=2)
 
 
@@ -161,9 +170,12 @@ def attention_forward_tile(query: Tensor, width: int) -> Tile:
 
 def attention_backward_tile(query: Tensor, width: int) -> Tile:
     """Of attention_statistics' backward."""
-    if query.dtype == torch.float32 and fp32_precision() != "ieee":
-        return Tile(rows=64, columns=32, depth=32, out=min(_power(width), 128), warps=8, stages=2)
-    return patch_nce_backward_tile(query, width)
+    if query.dtype != torch.float32 or fp32_precision() == "ieee":
+        return patch_nce_backward_tile(query, width)
+    if _ragged(width):
+        depth = 16 if accumulates_apart(query.device) else 32
+        return Tile(rows=64, columns=16, depth=depth, out=32, warps=8, stages=2)
+    return Tile(rows=64, columns=32, depth=32, out=min(_power(width), 128), warps=8, stages=2)
 
 
 def gather_tile(channels: int) -> Tile:
