@@ -12,8 +12,14 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
       "patch_nce_backward(Tensor grad_loss, Tensor query, Tensor key, Tensor? region, Tensor lse, Tensor query_scale, "
       "Tensor key_scale, float temperature, int negatives, bool normalize, bool need_query, bool need_key) "
       "-> (Tensor, Tensor)");
-  m.def("gather_patches(Tensor features, Tensor index, Tensor(a!) patches) -> ()");
+  m.def("gather_layers(Tensor[] features, Tensor[] index, Tensor(a!)[] patches) -> ()");
   m.def("scatter_patches(Tensor(a!) features, Tensor patches, Tensor index) -> ()");
+  m.def("project_patches_forward(Tensor[] patches, Tensor[] parameters, bool keep_hidden) -> (Tensor, Tensor)");
+  m.def(
+      "project_patches_backward(Tensor grad_output, Tensor[] patches, Tensor hidden, Tensor[] parameters, "
+      "bool need_patches, bool need_parameters) -> Tensor[]");
+  m.def(
+      "place_positions(Tensor index, int[] grid, int[] sizes, int[] borders, Tensor uniform) -> Tensor[]");
   m.def(
       "sample_patches(Tensor density, Tensor? region, Tensor uniform, int num_patches, float threshold, float boost) "
       "-> Tensor");
@@ -26,8 +32,11 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
   m.impl("patch_nce_forward", TORCH_BOX(&fastsketch::patch_nce_forward_cpu));
   m.impl("patch_nce_backward", TORCH_BOX(&fastsketch::patch_nce_backward_cpu));
-  m.impl("gather_patches", TORCH_BOX(&fastsketch::gather_patches_cpu));
+  m.impl("gather_layers", TORCH_BOX(&fastsketch::gather_layers_cpu));
   m.impl("scatter_patches", TORCH_BOX(&fastsketch::scatter_patches_cpu));
+  m.impl("project_patches_forward", TORCH_BOX(&fastsketch::project_patches_forward_cpu));
+  m.impl("project_patches_backward", TORCH_BOX(&fastsketch::project_patches_backward_cpu));
+  m.impl("place_positions", TORCH_BOX(&fastsketch::place_positions_cpu));
   m.impl("sample_patches", TORCH_BOX(&fastsketch::sample_patches_cpu));
   m.impl("attention_statistics_forward", TORCH_BOX(&fastsketch::attention_statistics_forward_cpu));
   m.impl("attention_statistics_backward", TORCH_BOX(&fastsketch::attention_statistics_backward_cpu));

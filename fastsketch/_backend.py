@@ -34,10 +34,12 @@ UNPROVEN = {"cuda", "triton"}
 KERNELS = (
     "patch_nce_forward",
     "patch_nce_backward",
+    "gather_layers",
     "gather_patches_forward",
     "gather_patches_backward",
     "tap_patches_backward",
     "sample_patches",
+    "place_positions",
     "attention_statistics_forward",
     "attention_statistics_backward",
 )

@@ -125,8 +125,18 @@ def gather_patches_forward(
     index: Tensor,  # [B, S] int64
 ) -> Tensor:  # [B, S, C]
     """See `fastsketch.reference.gather`."""
-    patches = features.new_empty(index.shape[0], index.shape[1], features.shape[1])
-    _ops.gather_patches(features, index, patches)
+    return gather_layers((features,), (index,))[0]
+
+
+def gather_layers(
+    features: Sequence[Tensor],  # L times [B, C_l, *spatial_l]
+    index: Sequence[Tensor],  # L times [B, S] int64
+) -> list[Tensor]:  # L times [B, S, C_l]
+    """See `fastsketch.reference.gather`."""
+    patches = [
+        layer.new_empty(i.shape[0], i.shape[1], layer.shape[1]) for layer, i in zip(features, index, strict=True)
+    ]
+    _ops.gather_layers(features, index, patches)
     return patches
 
 
@@ -159,6 +169,47 @@ def tap_patches_add_(
     """`tap_patches_backward` in place; `grad_features` must hold a value of its own at every position."""
     _ops.scatter_patches(grad_features, grad_patches.to(grad_features.dtype), index)
     return grad_features
+
+
+def project_patches_forward(
+    patches: Sequence[Tensor],  # L times [B, S, C_l]
+    parameters: Sequence[Tensor],  # of each layer: [H, C_l], [H], [D, H], [D]
+    keep_hidden: bool,
+) -> tuple[Tensor, Tensor]:
+    """`fastsketch.reference.projection`, and the hidden values [L, B·S, H] if they are to be kept (else [0])."""
+    return _ops.project_patches_forward(
+        [x.contiguous() for x in patches], [x.contiguous() for x in parameters], keep_hidden
+    )
+
+
+def project_patches_backward(
+    grad_projected: Tensor,  # [L, B, S, D]
+    patches: Sequence[Tensor],  # L times [B, S, C_l]
+    hidden: Tensor,  # [L, B·S, H]
+    parameters: Sequence[Tensor],  # of each layer: [H, C_l], [H], [D, H], [D]
+    need_patches: bool,
+    need_parameters: bool,
+) -> list[Tensor]:
+    """Gradients to all patches, then to all parameters; those not needed are left out."""
+    return _ops.project_patches_backward(
+        grad_projected.contiguous(),
+        [x.contiguous() for x in patches],
+        hidden,
+        [x.contiguous() for x in parameters],
+        need_patches,
+        need_parameters,
+    )
+
+
+def place_positions(
+    index: Tensor,  # [B, S] int64
+    grid: Sequence[int],
+    sizes: Sequence[int],
+    borders: Sequence[int],
+    uniform: Tensor,  # [L, 2, B, S] float32
+) -> list[Tensor]:  # L times [B, S] int64
+    """See `fastsketch.reference.placing`."""
+    return _ops.place_positions(index.contiguous(), grid, sizes, borders, uniform.contiguous())
 
 
 def sample_patches(

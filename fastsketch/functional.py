@@ -6,6 +6,7 @@ source, [D] this project's decision.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from fastsketch.ops import attention as _attention
 from fastsketch.ops import gather as _gather
-from fastsketch.ops import patch_nce_with_gradient as _patch_nce
+from fastsketch.ops import patch_nce as _patch_nce
+from fastsketch.ops import placing as _placing
+from fastsketch.ops import projection as _projection
 from fastsketch.ops import sampling as _sampling
 from fastsketch.reference.patch_nce import accumulation_dtype
 
@@ -185,7 +188,112 @@ def tap_patches(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         TypeError, ValueError: as `gather_patches`.
     """
-    return _gather.TapPatches.apply(features, _check_positions(features, index))
+    return _gather.tap_patches(features, _check_positions(features, index))
+
+
+def gather_layers(features: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor]:
+    """The feature vectors of several layers at given positions, in one call and without gradients: for keys.
+
+    Args:
+        features: one [B, C, *spatial] a layer, as for `gather_patches`, on one device; shapes and dtypes may differ.
+        index: one [B, S] or [S] a layer, as for `gather_patches`.
+
+    Returns:
+        One [B, S, C] a layer, in the dtype of its features, contiguous, without a graph.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: not as many of both, none at all, a wrong shape or device; a position out of range.
+    """
+    if not features or len(features) != len(index):
+        raise ValueError(
+            f"features and index must hold as many tensors, at least one, got {len(features)} and {len(index)}"
+        )
+    positions = [_check_positions(layer, i) for layer, i in zip(features, index, strict=True)]
+    for layer in features[1:]:
+        if layer.device != features[0].device:
+            raise ValueError(f"features must be on one device, got {features[0].device} and {layer.device}")
+    return _gather.gather_without_gradient([layer.detach() for layer in features], positions)
+
+
+def project_patches(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    r"""Project the patches of several layers, each by its own MLP: relu(x W₁ᵀ + b₁) W₂ᵀ + b₂ [L: CUT's netF].
+
+    Args:
+        patches: one [B, S, C_l] a layer, floating, any strides.
+        parameters: of each layer W₁ [H, C_l], b₁ [H], W₂ [D, H] and b₂ [D], one layer after the other, in the patches'
+            dtype; H and D are the same for all layers.
+
+    Returns:
+        [L, B, S, D] in the patches' dtype. Any number of times differentiable.
+
+    Raises:
+        TypeError: a wrong type, or several dtypes.
+        ValueError: a wrong shape, number or device.
+    """
+    if not patches or len(parameters) != 4 * len(patches):
+        raise ValueError(
+            f"parameters must hold four tensors for each of the patches (at least one), got {len(parameters)} for "
+            f"{len(patches)}"
+        )
+    for layer, x in enumerate(patches):
+        _check_tensor(f"patches[{layer}]", x, (patches[0].dtype,) if layer else _FLOATING)
+        if x.dim() != 3:
+            raise ValueError(f"patches[{layer}] must be [B, S, C], got shape {list(x.shape)}")
+        _check_like(f"patches[{layer}]", x, (*patches[0].shape[:2], x.shape[2]), patches[0])
+        hidden, dim = parameters[0].shape[0], parameters[2].shape[0]
+        for part, shape in enumerate(((hidden, x.shape[2]), (hidden,), (dim, hidden), (dim,))):
+            name = f"parameters[{4 * layer + part}]"
+            _check_tensor(name, parameters[4 * layer + part], (x.dtype,))
+            _check_like(name, parameters[4 * layer + part], shape, x)
+    return _projection.project_patches(patches, parameters)
+
+
+def place_positions(
+    index: Tensor,  # [B, S]
+    grid: Sequence[int],
+    sizes: Sequence[Sequence[int]],
+    *,
+    borders: Sequence[int] | None = None,
+    uniform: Tensor | None = None,  # [L, 2, B, S]
+    generator: torch.Generator | None = None,
+) -> list[Tensor]:
+    """Put positions of one grid into finer (or coarser) ones that cover the same picture [D].
+
+    Args:
+        index: int64 [B, S] flat positions on `grid`.
+        grid: (h, w) the positions were drawn on.
+        sizes: (H, W) of each of the L other grids, borders included.
+        borders: cells on each side of each grid that lie outside the picture (3 for CUT's padded input); None: none.
+        uniform: float32 [L, 2, B, S] in [0, 1], choosing the row and the column inside a position's block; the same
+            numbers give the same cells in every implementation. Drawn when not given.
+        generator: where they are drawn from; None: torch's global one.
+
+    Returns:
+        One int64 [B, S] a grid: flat positions, each a cell of the block that its cell of `grid` covers.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, a border that leaves nothing, both `uniform` and `generator`.
+    """
+    _check_tensor("index", index, (torch.int64,))
+    if index.dim() != 2:
+        raise ValueError(f"index must be [B, S], got shape {list(index.shape)}")
+    borders = [0] * len(sizes) if borders is None else list(borders)
+    if len(borders) != len(sizes):
+        raise ValueError(f"borders must hold one number for each of the {len(sizes)} sizes, got {len(borders)}")
+    for size, border in zip(sizes, borders, strict=True):
+        if border < 0 or min(size) <= 2 * border:
+            raise ValueError(f"borders: {border} on each side leaves nothing of size {tuple(size)}")
+    shape = (len(sizes), 2, *index.shape)
+    if uniform is None:
+        uniform = torch.rand(shape, generator=generator, device=index.device)
+    elif generator is not None:
+        raise ValueError("generator is not used when uniform is given; leave one of them out")
+    _check_tensor("uniform", uniform, (torch.float32,))
+    _check_like("uniform", uniform, shape, index)
+    flat_sizes = [side for size in sizes for side in size]
+    return _placing.place(index, list(grid), flat_sizes, borders, uniform)
 
 
 def sample_patches(
@@ -246,7 +354,7 @@ def sample_patches(
         raise ValueError("generator is not used when uniform is given; leave one of them out")
     _check_tensor("uniform", uniform, _FLOATING)
     _check_like("uniform", uniform, density.shape, density)
-    return _sampling.sample_patches(
+    return _sampling.sample(
         density.detach().flatten(1),
         region,
         uniform.detach().flatten(1),

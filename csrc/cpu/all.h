@@ -13,6 +13,7 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #include "attention.h"
 #include "gather.h"
 #include "patch_nce.h"
+#include "project.h"
 
 #define FASTSKETCH_STRING(x) #x
 #define FASTSKETCH_NAME(x) FASTSKETCH_STRING(x)
@@ -24,7 +25,8 @@ const Kernels kernels = {
     FASTSKETCH_NAME(LEVEL),     patch_nce_forward<float>,   patch_nce_forward<double>,
     patch_nce_backward<float>,  patch_nce_backward<double>, attention_forward<float>,
     attention_forward<double>,  attention_backward<float>,  attention_backward<double>,
-    gather,                     scatter,
+    project_forward<float>,     project_forward<double>,    project_backward<float>,
+    project_backward<double>,   gather,                     scatter,
 };
 
 }  // namespace fastsketch::LEVEL

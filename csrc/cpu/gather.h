@@ -28,53 +28,85 @@ inline void sorted_places(const Features& f, const Patches& p, int64_t image, Pl
   });
 }
 
-// Calls body(image, first channel, last channel, places) for each block of channels.
+inline int64_t blocks_of(const Features& f, const Patches& p) {
+  return p.samples ? f.images * ((f.channels + CHANNEL_BLOCK - 1) / CHANNEL_BLOCK) : 0;
+}
+
+// Calls body(image, first channel, last channel, places of the image) for a block, given the places of its layer.
 template <typename Body>
-void for_each_block(const Features& f, const Patches& p, const Body& body) {
+void with_block(const Features& f, const Patches& p, const Place* places, int64_t item, const Body& body) {
   const int64_t blocks = (f.channels + CHANNEL_BLOCK - 1) / CHANNEL_BLOCK;
-  Scratch<Place> places(f.images * p.samples);
-  parallel_for(0, f.images, 1 + 4096 / std::max<int64_t>(p.samples, 1), [&](int64_t begin, int64_t end) {
-    for (int64_t image = begin; image < end; ++image) sorted_places(f, p, image, places + image * p.samples);
-  });
-  const int64_t least = 4096 / std::max<int64_t>(p.samples * CHANNEL_BLOCK, 1);
-  parallel_for(0, f.images * blocks, least, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t image = item / blocks, first = item % blocks * CHANNEL_BLOCK;
-      body(image, first, std::min(first + CHANNEL_BLOCK, f.channels), places + image * p.samples);
+  const int64_t image = item / blocks, first = item % blocks * CHANNEL_BLOCK;
+  body(image, first, std::min(first + CHANNEL_BLOCK, f.channels), places + image * p.samples);
+}
+
+// Calls body(layer, item) for every block of channels of every image of every layer, the places sorted before.
+template <typename Body>
+void for_each_block(const Features* f, const Patches* p, int64_t layers, Place* places, const Body& body) {
+  int64_t images = 0, blocks = 0, work = 0;
+  for (int64_t n = 0; n < layers; ++n) {
+    images += f[n].images;
+    blocks += blocks_of(f[n], p[n]);
+    work += f[n].images * f[n].channels * p[n].samples;
+  }
+  if (blocks == 0) return;
+  const bool worth_threads = work > 65536;
+  for_each_item(images, worth_threads, [&](int64_t at) {
+    Place* to = places;
+    int64_t n = 0;
+    for (; at >= f[n].images; ++n) {
+      at -= f[n].images;
+      to += f[n].images * p[n].samples;
     }
+    sorted_places(f[n], p[n], at, to + at * p[n].samples);
+  });
+  for_each_item(blocks, worth_threads, [&](int64_t at) {
+    const Place* from = places;
+    int64_t n = 0;
+    for (; at >= blocks_of(f[n], p[n]); ++n) {
+      at -= blocks_of(f[n], p[n]);
+      from += f[n].images * p[n].samples;
+    }
+    body(n, at, from);
   });
 }
 
+inline int64_t places_of(const Features* f, const Patches* p, int64_t layers) {
+  int64_t count = 0;
+  for (int64_t n = 0; n < layers; ++n) count += f[n].images * p[n].samples;
+  return count;
+}
+
 template <typename T>
-void gather_values(const Features& f, const Patches& p) {
-  for_each_block(f, p, [&](int64_t image, int64_t first, int64_t last, const Place* places) {
-    const T* from = static_cast<const T*>(f.data) + image * f.image_stride;
-    T* to = static_cast<T*>(p.data) + image * p.stride[0];
-    if (f.channel_stride == 1 && p.stride[2] == 1) {
-      for (int64_t n = 0; n < p.samples; ++n)
-        std::copy_n(from + places[n].offset + first, last - first, to + places[n].sample * p.stride[1] + first);
-      return;
+void gather_block(
+    const Features& f, const Patches& p, int64_t image, int64_t first, int64_t last, const Place* places) {
+  const T* from = static_cast<const T*>(f.data) + image * f.image_stride;
+  T* to = static_cast<T*>(p.data) + image * p.stride[0];
+  if (f.channel_stride == 1 && p.stride[2] == 1) {
+    for (int64_t n = 0; n < p.samples; ++n)
+      std::copy_n(from + places[n].offset + first, last - first, to + places[n].sample * p.stride[1] + first);
+    return;
+  }
+  constexpr int64_t run = 256;
+  T tile[run][CHANNEL_BLOCK];
+  for (int64_t n0 = 0; n0 < p.samples; n0 += run) {
+    const int64_t count = std::min(run, p.samples - n0);
+    for (int64_t c = first; c < last; ++c) {
+      const T* plane = from + c * f.channel_stride;
+      for (int64_t n = 0; n < count; ++n) tile[n][c - first] = plane[places[n0 + n].offset];
     }
-    constexpr int64_t run = 256;
-    T tile[run][CHANNEL_BLOCK];
-    for (int64_t n0 = 0; n0 < p.samples; n0 += run) {
-      const int64_t count = std::min(run, p.samples - n0);
-      for (int64_t c = first; c < last; ++c) {
-        const T* plane = from + c * f.channel_stride;
-        for (int64_t n = 0; n < count; ++n) tile[n][c - first] = plane[places[n0 + n].offset];
-      }
-      for (int64_t n = 0; n < count; ++n) {
-        T* patch = to + places[n0 + n].sample * p.stride[1];
-        for (int64_t c = first; c < last; ++c) patch[c * p.stride[2]] = tile[n][c - first];
-      }
+    for (int64_t n = 0; n < count; ++n) {
+      T* patch = to + places[n0 + n].sample * p.stride[1];
+      for (int64_t c = first; c < last; ++c) patch[c * p.stride[2]] = tile[n][c - first];
     }
-  });
+  }
 }
 
 // A run of equal positions is added up in Sum before it is rounded once.
 template <typename T, typename Sum>
 void scatter_values(const Features& f, const Patches& p) {
-  for_each_block(f, p, [&](int64_t image, int64_t first, int64_t last, const Place* places) {
+  Scratch<Place> sorted(places_of(&f, &p, 1));
+  const auto block = [&](int64_t image, int64_t first, int64_t last, const Place* places) {
     T* to = static_cast<T*>(f.data) + image * f.image_stride;
     const T* from = static_cast<const T*>(p.data) + image * p.stride[0];
     constexpr int64_t run = 256;
@@ -107,19 +139,27 @@ void scatter_values(const Features& f, const Patches& p) {
         }
       }
     }
+  };
+  for_each_block(&f, &p, 1, sorted, [&](int64_t, int64_t item, const Place* places) {
+    with_block(f, p, places, item, block);
   });
 }
 
-inline void gather(const Features& f, const Patches& p) {
-  switch (f.dtype) {
-    case Dtype::f32:
-      return gather_values<uint32_t>(f, p);
-    case Dtype::f64:
-      return gather_values<uint64_t>(f, p);
-    case Dtype::bf16:
-    case Dtype::f16:
-      return gather_values<uint16_t>(f, p);
-  }
+inline void gather(const Features* f, const Patches* p, int64_t layers) {
+  Scratch<Place> sorted(places_of(f, p, layers));
+  for_each_block(f, p, layers, sorted, [&](int64_t n, int64_t item, const Place* places) {
+    with_block(f[n], p[n], places, item, [&](int64_t image, int64_t first, int64_t last, const Place* sorted_places) {
+      switch (f[n].dtype) {
+        case Dtype::f32:
+          return gather_block<uint32_t>(f[n], p[n], image, first, last, sorted_places);
+        case Dtype::f64:
+          return gather_block<uint64_t>(f[n], p[n], image, first, last, sorted_places);
+        case Dtype::bf16:
+        case Dtype::f16:
+          return gather_block<uint16_t>(f[n], p[n], image, first, last, sorted_places);
+      }
+    });
+  });
 }
 
 inline void scatter(const Features& f, const Patches& p) {

@@ -47,10 +47,17 @@ Patches patches_of(const Features& f, const Tensor& features, const Tensor& patc
 
 }  // namespace
 
-void gather_patches_cpu(Tensor features, Tensor index, Tensor patches) {
-  const Features f = features_of(features);
-  const Patches p = patches_of(f, features, patches, index);
-  if (patches.numel()) kernels().gather(f, p);
+void gather_layers_cpu(std::vector<Tensor> features, std::vector<Tensor> index, std::vector<Tensor> patches) {
+  STD_TORCH_CHECK(
+      features.size() == index.size() && features.size() == patches.size(),
+      "features, index and patches must be as many, got ", features.size(), ", ", index.size(), " and ", patches.size());
+  std::vector<Features> from;
+  std::vector<Patches> to;
+  for (size_t n = 0; n < features.size(); ++n) {
+    from.push_back(features_of(features[n]));
+    to.push_back(patches_of(from.back(), features[n], patches[n], index[n]));
+  }
+  if (!from.empty()) kernels().gather(from.data(), to.data(), int64_t(from.size()));
 }
 
 void scatter_patches_cpu(Tensor features, Tensor patches, Tensor index) {

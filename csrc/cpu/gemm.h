@@ -12,6 +12,7 @@ inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1)
 // Panels of B [depth, columns], given as its transpose [columns, depth] with rows `stride` apart; zeros fill the last.
 template <typename T>
 void pack_transposed(const T* from, int64_t columns, int64_t depth, int64_t stride, T* to) {
+  constexpr int64_t LINE = 64 / sizeof(T);
   constexpr int width = panel_width<T>();
   constexpr int lanes = Lanes<T>::count;
   for (int64_t j = 0; j < columns; j += width, to += width * depth) {
@@ -19,6 +20,8 @@ void pack_transposed(const T* from, int64_t columns, int64_t depth, int64_t stri
     int64_t k = 0;
     if (valid == width) {
       for (; k + lanes <= depth; k += lanes) {
+        if (k % LINE == 0 && j + 2 * width <= columns)  // the next panel: rows far apart escape the processor's own guess
+          for (int c = 0; c < width; ++c) __builtin_prefetch(from + (j + width + c) * stride + k);
         T block[width][lanes];
         for (int c = 0; c < width; ++c) store<T>(block[c], load<T>(from + (j + c) * stride + k));
         for (int d = 0; d < lanes; ++d)
@@ -34,11 +37,11 @@ void pack_transposed(const T* from, int64_t columns, int64_t depth, int64_t stri
 template <typename T>
 void pack(const T* from, int64_t depth, int64_t columns, int64_t stride, T* to) {
   constexpr int width = panel_width<T>();
-  for (int64_t j = 0; j < columns; j += width, to += width * depth) {
-    const int64_t valid = std::min<int64_t>(width, columns - j);
-    for (int64_t k = 0; k < depth; ++k) {
+  for (int64_t k = 0; k < depth; ++k)
+    for (int64_t j = 0; j < columns; j += width) {
       const T* row = from + k * stride + j;
-      T* panel = to + k * width;
+      T* panel = to + j * depth + k * width;
+      const int64_t valid = std::min<int64_t>(width, columns - j);
       if (valid == width) {
         store<T>(panel, load<T>(row));
         store<T>(panel + Lanes<T>::count, load<T>(row + Lanes<T>::count));
@@ -46,7 +49,6 @@ void pack(const T* from, int64_t depth, int64_t columns, int64_t stride, T* to) 
         for (int c = 0; c < width; ++c) panel[c] = c < valid ? row[c] : T(0);
       }
     }
-  }
 }
 
 // C [ROWS, valid columns] = (add ? C : 0) + A · panel; A's rows are `a_row` apart, its columns `a_column`.
@@ -100,17 +102,44 @@ inline void micro_kernel_of(
   micro_kernel<T, ROWS>(a, a_row, a_column, panel, depth, c, c_row, valid, add);
 }
 
+// Depth of a product done at a time: so much of a panel stays in the first-level cache.
+constexpr int64_t DEPTH_BLOCK = 256;
+
 // C [rows, columns] = (add ? C : 0) + A [rows, depth] · B, B packed.
 template <typename T>
 void multiply(
     const T* a, int64_t a_row, int64_t a_column, int64_t rows, const T* packed, int64_t depth, int64_t columns, T* c,
     int64_t c_row, bool add) {
   constexpr int width = panel_width<T>();
-  for (int64_t j = 0; j < columns; j += width) {
-    const T* panel = packed + j * depth;
-    const int64_t valid = std::min<int64_t>(width, columns - j);
+  for (int64_t k = 0; k < depth; k += DEPTH_BLOCK)
+    for (int64_t j = 0; j < columns; j += width) {
+      const T* panel = packed + j * depth + k * width;
+      const int64_t valid = std::min<int64_t>(width, columns - j);
+      for (int64_t i = 0; i < rows; i += ROW_BLOCK)
+        micro_kernel_of<T, ROW_BLOCK>(
+            rows - i, a + i * a_row + k * a_column, a_row, a_column, panel, std::min(DEPTH_BLOCK, depth - k),
+            c + i * c_row + j, c_row, valid, add || k > 0);
+    }
+}
+
+// C [rows, columns] = (add ? C : 0) + Aᵀ · B with A [depth, rows] in blocks of ROW_BLOCK columns (`pack_columns`), B packed.
+template <typename T>
+void multiply_packed(
+    const T* a, int64_t rows, const T* packed, int64_t depth, int64_t columns, T* c, int64_t c_row, bool add) {
+  constexpr int width = panel_width<T>();
+  for (int64_t j = 0; j < columns; j += width)
     for (int64_t i = 0; i < rows; i += ROW_BLOCK)
       micro_kernel_of<T, ROW_BLOCK>(
-          rows - i, a + i * a_row, a_row, a_column, panel, depth, c + i * c_row + j, c_row, valid, add);
+          rows - i, a + i * depth, 1, ROW_BLOCK, packed + j * depth, depth, c + i * c_row + j, c_row,
+          std::min<int64_t>(width, columns - j), add);
+}
+
+// A [depth, columns], rows `stride` apart, in blocks of ROW_BLOCK columns: what a row block of Aᵀ needs, in order.
+template <typename T>
+void pack_columns(const T* from, int64_t depth, int64_t columns, int64_t stride, T* to) {
+  for (int64_t i = 0; i < columns; i += ROW_BLOCK, to += ROW_BLOCK * depth) {
+    const int64_t valid = std::min<int64_t>(ROW_BLOCK, columns - i);
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t r = 0; r < ROW_BLOCK; ++r) to[k * ROW_BLOCK + r] = r < valid ? from[k * stride + i + r] : T(0);
   }
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 namespace fastsketch {
 
@@ -100,6 +101,32 @@ struct AttentionBackward {
   T* grad_key;    // [B, M, d]
 };
 
+// relu(patches W1ᵀ + b1) W2ᵀ + b2; everything contiguous.
+template <typename T>
+struct ProjectionLayer {
+  const T* patches;  // [rows, width]
+  int64_t width;
+  const T* weight1;  // [hidden, width]
+  const T* bias1;    // [hidden]
+  const T* weight2;  // [out, hidden]
+  const T* bias2;    // [out]
+};
+
+template <typename T>
+struct Projection {
+  int64_t rows, hidden, out;
+  std::vector<ProjectionLayer<T>> layers;
+  T* output;         // [L, rows, out]; not used by the backward
+  T* hidden_values;  // [L, rows, hidden], behind the relu; null where they need not be kept
+};
+
+template <typename T>
+struct ProjectionGradients {
+  const T* output;           // [L, rows, out], the arriving gradient
+  std::vector<T*> patches;   // of each layer [rows, width], or null where not wanted
+  std::vector<T*> weights;   // of weight1, bias1, weight2, bias2 of each layer, or empty where not wanted
+};
+
 // One instruction set's kernels.
 struct Kernels {
   const char* name;
@@ -111,7 +138,11 @@ struct Kernels {
   void (*attention_forward_f64)(const Attention&, const AttentionForward<double>&);
   void (*attention_backward_f32)(const Attention&, const AttentionBackward<float>&);
   void (*attention_backward_f64)(const Attention&, const AttentionBackward<double>&);
-  void (*gather)(const Features&, const Patches&);  // patches = features at index
+  void (*project_forward_f32)(const Projection<float>&);
+  void (*project_forward_f64)(const Projection<double>&);
+  void (*project_backward_f32)(const Projection<float>&, const ProjectionGradients<float>&);
+  void (*project_backward_f64)(const Projection<double>&, const ProjectionGradients<double>&);
+  void (*gather)(const Features*, const Patches*, int64_t layers);  // patches = features at index, of each layer
   void (*scatter)(const Features&, const Patches&); // features += patches at index
 };
 

@@ -17,8 +17,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> patch_nce_forward_cpu(
 std::tuple<Tensor, Tensor> patch_nce_backward_cpu(
     Tensor grad_loss, Tensor query, Tensor key, std::optional<Tensor> region, Tensor lse, Tensor query_scale,
     Tensor key_scale, double temperature, int64_t negatives, bool normalize, bool need_query, bool need_key);
-void gather_patches_cpu(Tensor features, Tensor index, Tensor patches);
+void gather_layers_cpu(std::vector<Tensor> features, std::vector<Tensor> index, std::vector<Tensor> patches);
 void scatter_patches_cpu(Tensor features, Tensor patches, Tensor index);
+std::tuple<Tensor, Tensor> project_patches_forward_cpu(
+    std::vector<Tensor> patches, std::vector<Tensor> parameters, bool keep_hidden);
+std::vector<Tensor> project_patches_backward_cpu(
+    Tensor grad_output, std::vector<Tensor> patches, Tensor hidden, std::vector<Tensor> parameters, bool need_patches,
+    bool need_parameters);
+std::vector<Tensor> place_positions_cpu(
+    Tensor index, std::vector<int64_t> grid, std::vector<int64_t> sizes, std::vector<int64_t> borders, Tensor uniform);
 Tensor sample_patches_cpu(
     Tensor density, std::optional<Tensor> region, Tensor uniform, int64_t num_patches, double threshold, double boost);
 std::tuple<Tensor, Tensor, Tensor> attention_statistics_forward_cpu(Tensor query, Tensor key, double scale);

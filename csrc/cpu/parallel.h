@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/c/shim.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <stdexcept>
 
@@ -23,6 +24,17 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   void* context = const_cast<void*>(static_cast<const void*>(&body));
   if (torch_parallel_for(begin, end, std::max<int64_t>(grain, 1), call, context) != 0)
     throw std::runtime_error("fastsketch: a kernel failed in a worker thread (out of memory?)");
+}
+
+// body(item) for every item below `count`, each taken by the next thread that is free: for items of unequal cost whose
+// results do not depend on who computes them. One thread where they are not `worth_threads`.
+template <typename Body>
+void for_each_item(int64_t count, bool worth_threads, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = worth_threads ? std::min(num_threads(), count) : 1;
+  parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t item = next++; item < count; item = next++) body(item);
+  });
 }
 
 }  // namespace fastsketch

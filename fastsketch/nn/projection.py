@@ -4,8 +4,22 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _module
 
+from fastsketch.functional import project_patches
 from fastsketch.nn.init import init_weights
+
+
+def plain_parameters(mlp: nn.Module) -> tuple[Tensor, ...]:
+    """Weights and biases of a Linear, ReLU, Linear; empty if it is anything else, or hooks want to see it run."""
+    if type(mlp) is not nn.Sequential or [type(part) for part in mlp] != [nn.Linear, nn.ReLU, nn.Linear]:
+        return ()
+    if _module._has_any_global_hook() or any(part._forward_hooks or part._forward_pre_hooks for part in (mlp, *mlp)):
+        return ()
+    if any(part._backward_hooks or part._backward_pre_hooks for part in (mlp, *mlp)):
+        return ()
+    parameters = (mlp[0].weight, mlp[0].bias, mlp[2].weight, mlp[2].bias)
+    return () if any(x is None for x in parameters) else parameters
 
 
 class PatchProjection(nn.Module):
@@ -66,4 +80,8 @@ class PatchProjection(nn.Module):
             raise ValueError(f"patches must hold {self.num_layers} tensors, one a layer, got {len(patches)}")
         with torch.autocast(patches[0].device.type, enabled=False):
             mlps = [getattr(self, f"mlp_{layer}") for layer in range(self.num_layers)]
-            return torch.stack([mlp(x.to(mlp[0].weight.dtype)) for mlp, x in zip(mlps, patches, strict=True)])
+            patches = [x.to(mlp[0].weight.dtype) for mlp, x in zip(mlps, patches, strict=True)]
+            parameters = [plain_parameters(mlp) for mlp in mlps]
+            if all(parameters):
+                return project_patches(patches, [x for layer in parameters for x in layer])
+            return torch.stack([mlp(x) for mlp, x in zip(mlps, patches, strict=True)])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastsketch import functional
 from fastsketch.functional import local_density, sample_patches
 
 
@@ -50,7 +51,7 @@ def place_positions(
     border: int = 0,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Put positions of one grid into a finer (or coarser) one that covers the same picture [D].
+    """`fastsketch.place_positions` of a single grid [D].
 
     Args:
         index: int64 [B, S] flat positions on `grid`.
@@ -62,17 +63,7 @@ def place_positions(
     Returns:
         int64 [B, S] flat positions on `size`, each in the block that its cell of `grid` covers.
     """
-    coordinates = torch.stack((index // grid[1], index % grid[1]))
-    inner = [side - 2 * border for side in size]
-    if min(inner) < 1:
-        raise ValueError(f"border {border} leaves nothing of size {tuple(size)}")
-    offset = torch.rand((2, *index.shape), generator=generator, device=index.device)
-    placed = []
-    for place, cells, total, u in zip(coordinates, inner, grid, offset, strict=True):
-        first = place * cells // total
-        last = torch.maximum((place + 1) * cells // total, first + 1)
-        placed.append(first + (u * (last - first)).long() + border)
-    return placed[0] * size[1] + placed[1]
+    return functional.place_positions(index, grid, [size], borders=[border], generator=generator)[0]
 
 
 @dataclass(frozen=True)
@@ -98,12 +89,20 @@ class PatchSample:
         generator: torch.Generator | None = None,
     ) -> list[Tensor]:
         """The same facial points on each layer's grid: a list of [B, S], one a layer."""
-        return [
-            self.index
-            if tuple(size) == self.grid and border == 0
-            else place_positions(self.index, self.grid, size, border=border, generator=generator)
-            for size, border in zip(sizes, borders, strict=True)
-        ]
+        layers = list(zip((tuple(size) for size in sizes), borders, strict=True))
+        elsewhere = [layer for layer in layers if layer != (self.grid, 0)]
+        if not elsewhere:
+            return [self.index for _ in layers]
+        placed = iter(
+            functional.place_positions(
+                self.index,
+                self.grid,
+                [size for size, _ in elsewhere],
+                borders=[border for _, border in elsewhere],
+                generator=generator,
+            )
+        )
+        return [self.index if layer == (self.grid, 0) else next(placed) for layer in layers]
 
 
 class StructureSampler(nn.Module):

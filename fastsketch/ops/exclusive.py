@@ -13,6 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from fastsketch.ops.eager import are_plain
+
 
 def _holders(grad: Tensor) -> tuple[int, ...]:
     """Everything that counts who can reach the values; two more counts of its base for a view."""
@@ -68,16 +70,6 @@ def _is_dense(grad: Tensor) -> bool:
     return True
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Whether this is a tensor with values of its own, and no dispatch mode (a tracer, say) is looking on."""
-    return (
-        type(tensor) is Tensor
-        and tensor.layout == torch.strided
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
-
-
 def is_exclusive(grad: Tensor, found: list[tuple[int, ...]] | None = None) -> bool:
     """Whether only the caller, a backward called by the autograd engine, can see the values of `grad`.
 
@@ -91,7 +83,7 @@ def is_exclusive(grad: Tensor, found: list[tuple[int, ...]] | None = None) -> bo
         False where in doubt: subclasses and wrapped tensors, memory that is not torch's own or is shared between
         processes, views of a part, active dispatch modes (they see tensors too), a gradient anyone else holds.
     """
-    if not is_plain(grad) or grad.requires_grad:
+    if not are_plain((grad,)) or grad.requires_grad:
         return False
     if found is not None:
         found.append(_holders(grad))

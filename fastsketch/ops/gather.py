@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from fastsketch import _backend
 from fastsketch.ops import exclusive
+from fastsketch.ops.eager import nothing_looks_on
 from fastsketch.reference.gather import empty_features
 
 
@@ -27,6 +29,21 @@ def gather_patches_forward(features: Tensor, index: Tensor) -> Tensor:
 @gather_patches_forward.register_fake
 def _(features, index):
     return features.new_empty(index.shape[0], index.shape[1], features.shape[1])
+
+
+def _gather_layers(features: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor]:
+    """Dispatch; see `fastsketch.reference.gather`."""
+    for layer, i in zip(features, index, strict=True):
+        _check_positions(i, layer.shape[2:].numel())
+    return _backend.kernel("gather_layers", features[0].device)(features, index)
+
+
+gather_layers = torch.library.custom_op("fastsketch::gather_layers", _gather_layers, mutates_args=())
+
+
+@gather_layers.register_fake
+def _(features, index):
+    return [x.new_empty(i.shape[0], i.shape[1], x.shape[1]) for x, i in zip(features, index, strict=True)]
 
 
 @torch.library.custom_op("fastsketch::gather_patches_backward", mutates_args=())
@@ -100,16 +117,25 @@ tap_patches_backward.register_autograd(_tap_double_backward, setup_context=_tap_
 
 
 def _gather(features: Tensor, index: Tensor) -> Tensor:
-    """`gather_patches_forward`; straight to the kernel where nothing but autograd looks at the call, which is above it
-    here (a custom op's way through the dispatcher costs more than the kernel).
-    """
-    if torch.compiler.is_compiling() or not (exclusive.is_plain(features) and exclusive.is_plain(index)):
+    """The patches; what autograd has to know is above this call."""
+    if not nothing_looks_on(features, index):
         return gather_patches_forward(features, index)
     _check_positions(index, features.shape[2:].numel())
     return _backend.kernel("gather_patches_forward", features.device)(features, index)
 
 
-class TapPatches(torch.autograd.Function):
+def gather_without_gradient(features: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor]:
+    """`gather_layers`, straight to the kernel where nothing looks on."""
+    return (_gather_layers if nothing_looks_on(*features, *index) else gather_layers)(features, index)
+
+
+def tap_patches(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """`TapPatches` in the form that suits the caller."""
+    eager = nothing_looks_on(features, index) and not torch._C._are_functorch_transforms_active()
+    return (_EagerTap if eager else TapPatches).apply(features, index)
+
+
+class TapPatches(Function):
     """Identity on the features beside a gather; backward adds the patch gradients to the arriving one."""
 
     @staticmethod
@@ -138,3 +164,18 @@ class TapPatches(torch.autograd.Function):
             if add is not None and exclusive.is_exclusive(grad_features):
                 return add(grad_features, grad_patches, index), None
         return tap_patches_backward(grad_features, grad_patches, index), None
+
+
+class _EagerTap(Function):
+    """`TapPatches` in the older form of a Function, whose `apply` takes a tenth of the time; transforms and compilers
+    want the newer one.
+    """
+
+    @staticmethod
+    def forward(ctx, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """As above, both parts in one."""
+        output = TapPatches.forward(features, index)
+        TapPatches.setup_context(ctx, (features, index), output)
+        return output
+
+    backward = TapPatches.backward

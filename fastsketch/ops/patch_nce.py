@@ -1,9 +1,16 @@
-"""fastsketch::patch_nce_forward and _backward."""
+"""fastsketch::patch_nce_forward and _backward, and a shorter way to the same losses for eager mode.
+
+A query's gradient is its own grad_loss times a vector that the forward pass can make while the logits are at hand:
+two products where forward and recomputing backward take three. It costs [B, S, D] in memory until the backward, as much
+as the query. Implementations with a kernel `patch_nce_forward_with_gradient` have it.
+"""
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from fastsketch import _backend
+from fastsketch.ops.eager import nothing_looks_on
 from fastsketch.reference.patch_nce import accumulation_dtype
 
 
@@ -102,3 +109,58 @@ def _backward(ctx, grad_loss, *_):
 patch_nce_forward.register_autograd(_backward, setup_context=_setup_context)
 for _device in ("cpu", "cuda"):
     patch_nce_forward.register_autocast(_device, torch.float32)
+
+
+class PatchNCE(Function):
+    """Losses [B, S] and, in the same pass, the queries' gradient.
+
+    The first backward takes that gradient and scales it in place, since nothing else has seen it; a later one (of a
+    retained graph) computes it anew.
+    """
+
+    @staticmethod
+    def forward(ctx, kernel, query, key, region, temperature, negatives, normalize):
+        """Keep the gradient where only this node can reach it."""
+        loss, *rest, gradient = kernel(query, key, region, temperature, negatives, normalize)
+        ctx.save_for_backward(query, key, region, *rest)
+        ctx.gradient = gradient
+        ctx.options = (temperature, negatives, normalize)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        """The query's gradient from the forward pass, the key's by recomputation.
+
+        Where a graph of them is wanted, both by the operator: its second derivative is an error, not a wrong number.
+        """
+        query, *rest = ctx.saved_tensors
+        gradient, ctx.gradient = ctx.gradient, None
+        grad_query = grad_key = None
+        need_query, need_key = ctx.needs_input_grad[1:3]
+        if need_query and gradient is not None and not torch.is_grad_enabled():
+            grad_query = gradient.mul_(grad_loss[..., None]).to(query.dtype)
+            need_query = False
+        if need_query or need_key:
+            recomputed = patch_nce_backward(grad_loss, query, *rest, *ctx.options, need_query, need_key)
+            grad_query = recomputed[0] if need_query else grad_query
+            grad_key = recomputed[1] if need_key else None
+        return None, grad_query, grad_key, None, None, None, None
+
+
+def patch_nce_losses(
+    query: Tensor,
+    key: Tensor,
+    region: Tensor | None,
+    temperature: float,
+    negatives: str,
+    normalize: bool,
+) -> Tensor:
+    """Losses [B, S], by the shorter way where a gradient will be wanted and nothing but autograd looks at the call."""
+    options = (region, temperature, negatives, normalize)
+    if torch.is_grad_enabled() and query.requires_grad and nothing_looks_on(query, key, region):
+        kernel = _backend.optional_kernel("patch_nce_forward_with_gradient", "patch_nce_forward", query.device)
+        if kernel is not None:
+            if torch.is_autocast_enabled(query.device.type):
+                query, key = query.float(), key.float()
+            return PatchNCE.apply(kernel, query, key, *options)
+    return patch_nce_forward(query, key, *options)[0]

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastsketch import _backend
+from fastsketch.ops.eager import nothing_looks_on
 
 MAX_REGIONS = 1024
 """Region ids are in [0, MAX_REGIONS)."""
@@ -24,8 +25,7 @@ def _check(density: Tensor, region: Tensor | None, uniform: Tensor) -> None:
             raise ValueError(f"region must lie in [0, {MAX_REGIONS}), got {low} to {high}")
 
 
-@torch.library.custom_op("fastsketch::sample_patches", mutates_args=())
-def sample_patches(
+def _sample_patches(
     density: Tensor,
     region: Tensor | None,
     uniform: Tensor,
@@ -39,6 +39,16 @@ def sample_patches(
     return kernel(density, region, uniform, num_patches, threshold, boost)
 
 
+sample_patches = torch.library.custom_op("fastsketch::sample_patches", _sample_patches, mutates_args=())
+
+
 @sample_patches.register_fake
 def _(density, region, uniform, num_patches, threshold, boost):
     return density.new_empty((density.shape[0], num_patches), dtype=torch.int64)
+
+
+def sample(density: Tensor, region: Tensor | None, uniform: Tensor, *options) -> Tensor:
+    """`sample_patches`, straight to the kernel where nothing looks on."""
+    return (_sample_patches if nothing_looks_on(density, region, uniform) else sample_patches)(
+        density, region, uniform, *options
+    )

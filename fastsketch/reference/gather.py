@@ -21,6 +21,14 @@ def gather_patches_forward(
     return flat.gather(2, _at_channels(index, flat.shape[1])).mT.contiguous()
 
 
+def gather_layers(
+    features: Sequence[Tensor],  # L times [B, C_l, *spatial_l]
+    index: Sequence[Tensor],  # L times [B, S] int64
+) -> list[Tensor]:  # L times [B, S, C_l]
+    """`gather_patches_forward` of each layer."""
+    return [gather_patches_forward(layer, i) for layer, i in zip(features, index, strict=True)]
+
+
 def _scatter_add(base: Tensor, grad_patches: Tensor, index: Tensor) -> Tensor:
     """`base` plus the patch gradients at their positions, summed in the accumulation dtype."""
     flat = base.to(accumulation_dtype(base.dtype)).flatten(2)

@@ -205,6 +205,27 @@ def test_bitwise_repeatable(cpp, threads):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_project_patches(cpp, dtype):
+    """Sizes that are no multiple of any vector, more rows than a block."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 101, 5), (3, 101, 70), *[(45, 5), (45,), (33, 45), (33,)], *[(45, 70), (45,), (33, 45), (33,)]]
+    exact = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    weight = torch.randn(2, 3, 101, 33, generator=generator, dtype=torch.float64)
+    results = []
+    for to, kernel in ((dtype, True), (dtype, False), (torch.float64, False)):
+        inputs = [x.to(to).requires_grad_(not kernel) for x in exact]
+        if kernel:
+            out, hidden = cpp.project_patches_forward(inputs[:2], inputs[2:], True)
+            assert torch.equal(out, cpp.project_patches_forward(inputs[:2], inputs[2:], False)[0])
+            grads = cpp.project_patches_backward(weight.to(to), inputs[:2], hidden, inputs[2:], True, True)
+        else:
+            out = reference.project_patches(inputs[:2], inputs[2:])
+            grads = torch.autograd.grad(out, inputs, weight.to(to))
+        results.append((out.detach(), *grads))
+    assert_no_worse(*results, slack_of(dtype))
+
+
 def test_wrong_calls_are_refused(cpp):
     """The C++ side checks on its own: a wrong shape must not become a wrong address."""
     ops = torch.ops.fastsketch_C
@@ -214,7 +235,17 @@ def test_wrong_calls_are_refused(cpp):
     with pytest.raises(RuntimeError):
         ops.patch_nce_forward(query, query, None, TAU, 1, False, False)
     with pytest.raises(RuntimeError):
-        ops.gather_patches(torch.randn(2, 3, 5), torch.full((2, 4), 5), torch.empty(2, 4, 3))
+        ops.gather_layers([torch.randn(2, 3, 5)], [torch.full((2, 4), 5)], [torch.empty(2, 4, 3)])
+    with pytest.raises(RuntimeError):
+        ops.gather_layers([torch.randn(2, 3, 5)], [], [torch.empty(2, 4, 3)])
+    with pytest.raises(RuntimeError):
+        ops.place_positions(torch.zeros(2, 4, dtype=torch.int64), [4, 4], [8, 8], [0], torch.rand(1, 2, 2, 5))
+    parameters = [torch.randn(6, 3), torch.randn(6), torch.randn(5, 6), torch.randn(5)]
+    for wrong in ([], parameters[:3], [parameters[0].T, *parameters[1:]], [x.double() for x in parameters]):
+        with pytest.raises(RuntimeError):
+            ops.project_patches_forward([query], wrong, False)
+    with pytest.raises(RuntimeError):
+        ops.project_patches_backward(torch.randn(1, 2, 4, 5), [query], torch.randn(1, 7, 6), parameters, True, True)
     with pytest.raises(RuntimeError):
         ops.sample_patches(torch.rand(1, 8), torch.full((1, 8), 5000), torch.rand(1, 8), 2, 1.5, 2.0)
 
@@ -235,7 +266,7 @@ def test_every_instruction_set_of_this_processor(cpp):
             "-x",
             __file__,
             "-k",
-            "(37 and image) or (77 and float32) or channels_last",
+            "(37 and image) or (77 and float32) or channels_last or project",
         ]
         environment = {**os.environ, "FASTSKETCH_CPU_LEVEL": level}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -1,0 +1,31 @@
+"""fastsketch::place_positions."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastsketch import _backend
+from fastsketch.ops.eager import nothing_looks_on
+
+
+def _place_positions(
+    index: Tensor, grid: Sequence[int], sizes: Sequence[int], borders: Sequence[int], uniform: Tensor
+) -> list[Tensor]:
+    """Dispatch; see `fastsketch.reference.placing`."""
+    return _backend.kernel("place_positions", index.device)(index, grid, sizes, borders, uniform)
+
+
+place_positions = torch.library.custom_op("fastsketch::place_positions", _place_positions, mutates_args=())
+
+
+@place_positions.register_fake
+def _(index, grid, sizes, borders, uniform):
+    return [index.new_empty(index.shape) for _ in borders]
+
+
+def place(index: Tensor, grid: Sequence[int], sizes: Sequence[int], borders: Sequence[int], uniform: Tensor):
+    """`place_positions`, straight to the kernel where nothing looks on."""
+    return (_place_positions if nothing_looks_on(index, uniform) else place_positions)(
+        index, grid, sizes, borders, uniform
+    )
