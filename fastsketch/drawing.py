@@ -23,14 +23,13 @@ class Drawing:
 
     Attributes:
         sketch: of the photo's size, grey or RGB.
-        points: the structure map with the sampled points on it, RGB, of the photo's proportions; without attention
-            there is no map, and the points stand on black.
-        has_map: whether the generator has a map.
+        structure: the structure map, RGB, of the photo's proportions, enlarged; black without attention.
+        points: the same with the sampled points on it, coloured by region.
     """
 
     sketch: Image.Image
+    structure: Image.Image
     points: Image.Image
-    has_map: bool
 
 
 def find_generator(source: Path) -> Path:
@@ -76,8 +75,10 @@ def draw(
         structure = drawn.new_zeros((1, *features.sizes[-1]))
     sample = sampler(structure, m, generator=torch.Generator(device).manual_seed(seed))
     scale = max(1, -(-MAP_SIDE // max(photo.size)))
-    points = draw_points(
-        structure[0], sample.index[0], sample.region[0], (x.shape[-1] * scale, x.shape[-2] * scale)
-    ).crop((padding.left * scale, padding.top * scale, (padding.left + photo.width) * scale,
-            (padding.top + photo.height) * scale))
-    return Drawing(to_image(crop_back(drawn, padding)[0]), points, features.structure is not None)
+    size = x.shape[-1] * scale, x.shape[-2] * scale
+    left, top = padding.left * scale, padding.top * scale
+    inside = left, top, left + photo.width * scale, top + photo.height * scale
+    points = draw_points(structure[0], sample.index[0], sample.region[0], size).crop(inside)
+    nothing = sample.index[0, :0]
+    plain = draw_points(structure[0], nothing, nothing, size).crop(inside)
+    return Drawing(to_image(crop_back(drawn, padding)[0]), plain, points)
