@@ -31,9 +31,11 @@ POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self' data: blob:"
 )
+BUTTONS = ["download", "fullscreen"]
 STYLE = """
 footer { display: none !important; }
 #app { max-width: 72rem; margin: 0 auto; }
+#app .image-container img { width: 100%; height: 100%; object-fit: contain; }
 """
 
 
@@ -127,7 +129,8 @@ def build(sketcher: Sketcher):
         about += " This generator has no structure map: it stays black, and the points are sampled uniformly."
     if not generator.mask_channel:
         about += " This generator does not read the mask; it is shown all the same."
-    with gradio.Blocks(title="fastsketch", analytics_enabled=False) as page, gradio.Column(elem_id="app"):
+    blocks = gradio.Blocks(title="fastsketch", analytics_enabled=False, delete_cache=(600, 600))
+    with blocks, gradio.Column(elem_id="app"):
         gradio.Markdown(f"# fastsketch\nDrop a photo of a face to see its pencil sketch. {about}")
         with gradio.Row():
             with gradio.Column(scale=2):
@@ -135,16 +138,18 @@ def build(sketcher: Sketcher):
                     label="photo", type="filepath", sources=["upload", "clipboard"], elem_id="photo", height=380
                 )
             with gradio.Column(scale=2):
-                drawn = gradio.Image(label="sketch", format="png", elem_id="sketch", height=380)
+                drawn = gradio.Image(label="sketch", format="png", elem_id="sketch", height=380, buttons=BUTTONS)
         with gradio.Row():
             others = [
-                gradio.Image(label=label, format="png", elem_id=name, height=280)
+                gradio.Image(label=label, format="png", elem_id=name, height=280, buttons=BUTTONS)
                 for name, label in (
                     ("mask", "mask"),
                     ("structure", "structure map"),
                     ("points", "sampled points, by region"),
                 )
             ]
+        # gradio would open the file first, and answer a damaged one with its own stack of messages.
+        photo.preprocess = lambda upload: None if upload is None else upload.path
         photo.change(sketch, photo, [drawn, *others], api_name="sketch", show_progress="minimal")
     application = FastAPI(openapi_url=None)
 
@@ -155,7 +160,7 @@ def build(sketcher: Sketcher):
         return response
 
     return gradio.mount_gradio_app(
-        application, page, path="/", theme=theme, css=STYLE, max_file_size=LARGEST_FILE, footer_links=[]
+        application, blocks, path="/", theme=theme, css=STYLE, max_file_size=LARGEST_FILE, footer_links=[]
     )
 
 

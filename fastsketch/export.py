@@ -104,7 +104,9 @@ def _inputs(generator: ResnetGenerator) -> tuple[str, ...]:
     return ("photo", "mask") if generator.mask_channel else ("photo",)
 
 
-def _example(generator: ResnetGenerator, batch: int, height: int, width: int, rng: torch.Generator) -> dict[str, Tensor]:
+def _example(
+    generator: ResnetGenerator, batch: int, height: int, width: int, rng: torch.Generator
+) -> dict[str, Tensor]:
     photo = torch.rand((batch, generator.in_channels, height, width), generator=rng) * 2 - 1
     mask = (torch.rand((batch, 1, height, width), generator=rng) < 0.5).float()
     return {"photo": photo, "mask": mask} if generator.mask_channel else {"photo": photo}
@@ -157,4 +159,3 @@ def _to_onnx(generator: ResnetGenerator) -> bytes:
     for key, text in facts.items():
         model.metadata_props.add(key=key, value=text)
     return model.SerializeToString()
-

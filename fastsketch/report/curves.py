@@ -70,7 +70,7 @@ def nice_ticks(low: float, high: float, most: int = 4) -> list[float]:
     power = 10.0 ** np.floor(np.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     first, last = np.ceil(low / step - 1e-9), np.floor(high / step + 1e-9)
-    return [float(number * step) for number in np.arange(first, last + 1)]
+    return [float(number * step) + 0.0 for number in np.arange(first, last + 1)]
 
 
 def _curve(name: str, steps: np.ndarray, values: np.ndarray) -> Curve:

@@ -118,7 +118,8 @@ def grouped_settings(config: TrainConfig) -> dict[str, dict[str, object]]:
 
 
 def _run(look: Look, name: str, number: int) -> dict[str, Any]:
-    first = look.gallery[0].photo
+    sizes = sorted({shown.photo.size for shown in look.gallery}, key=lambda size: size[0] * size[1])
+    ends = dict.fromkeys((sizes[0], sizes[-1]))
     return {
         "id": f"run{number}",
         "name": name,
@@ -126,7 +127,7 @@ def _run(look: Look, name: str, number: int) -> dict[str, Any]:
         "settings": grouped_settings(look.config),
         "curves": curves.curves(look.history),
         "steps": look.history.steps[-1] if look.history.steps else None,
-        "size": f"{first.width}×{first.height}",
+        "size": " to ".join(f"{width}×{height}" for width, height in ends),
         "available": [metric for metric in METRICS if metric not in look.evaluation.unavailable],
     }
 

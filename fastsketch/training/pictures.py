@@ -68,8 +68,9 @@ def draw_points(structure: Tensor, index: Tensor, region: Tensor, size: tuple[in
     height, width = structure.shape
     for place, number in zip(index.tolist(), region.tolist(), strict=True):
         x, y = (place % width + 0.5) * size[0] / width, (place // width + 0.5) * size[1] / height
-        r = max(1.0, min(size) / 160)
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=REGION_COLOURS[number % len(REGION_COLOURS)])
+        r = max(1.5, min(size) / 110)
+        colour = REGION_COLOURS[number % len(REGION_COLOURS)]
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline=(20, 20, 20))
     return picture
 
 
