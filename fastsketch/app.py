@@ -114,7 +114,8 @@ def build(sketcher: Sketcher):
         try:
             return sketcher(file)
         except (FastsketchError, ValueError) as error:
-            text = str(error).replace(f"{file}: ", "")  # the upload's temporary name tells a visitor nothing
+            # Where the upload lies tells a visitor nothing.
+            text = str(error).replace(f"{file}: ", "").replace(str(file), Path(file).name)
             raise gradio.Error(text[:1].upper() + text[1:], duration=None, print_exception=False) from error
 
     sans = gradio.themes.Font

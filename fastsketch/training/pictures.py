@@ -68,7 +68,7 @@ def draw_points(structure: Tensor, index: Tensor, region: Tensor, size: tuple[in
     height, width = structure.shape
     for place, number in zip(index.tolist(), region.tolist(), strict=True):
         x, y = (place % width + 0.5) * size[0] / width, (place // width + 0.5) * size[1] / height
-        r = max(1.5, min(size) / 110)
+        r = max(1.5, min(0.45 * size[0] / width, min(size) / 64))
         colour = REGION_COLOURS[number % len(REGION_COLOURS)]
         pen.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline=(20, 20, 20))
     return picture
