@@ -21,7 +21,7 @@ class Report:
     limit: int = 48
     """Pictures of each run's gallery, spread evenly over the test photos; the metrics are over all of them."""
     weights_dir: Path | None = None
-    """Folder of pretrained weights, for LPIPS; without them it is shown as not available."""
+    """Folder of pretrained weights, for LPIPS; default: the run's own. Without them it is shown as not available."""
     device: str = "auto"
     """cpu, cuda …; auto: a GPU if there is one."""
     quiet: bool = False
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     options = tyro.cli(Report, args=arguments, prog="fastsketch report")
     from fastsketch.commands import data_folder
     from fastsketch.errors import FastsketchError
-    from fastsketch.report import look_at_run, save_report
-    from fastsketch.training.trainer import RunPaths, choose_device, load_settings
+    from fastsketch.report import look_at_run, run_settings, save_report
+    from fastsketch.training.trainer import choose_device
 
     if not options.runs:
         raise FastsketchError("report needs the folder of a run, or of several")
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     device = choose_device(options.device)
     looks = []
     for run in options.runs:
-        data = options.data or load_settings(RunPaths(run).settings).data
+        data = options.data or run_settings(run).data
         looks.append(
             look_at_run(
                 run,

@@ -78,6 +78,18 @@ class Look:
         return len(self.evaluation.rows)
 
 
+def run_settings(run: Path) -> TrainConfig:
+    """The settings of a run.
+
+    Raises:
+        FastsketchError: not the folder of a run.
+    """
+    path = RunPaths(run).settings
+    if not path.is_file():
+        raise FastsketchError(f"{run}: not the folder of a run (no {path.name})")
+    return load_settings(path)
+
+
 def look_at_run(
     run: Path,
     data: Path,
@@ -93,7 +105,8 @@ def look_at_run(
         run: folder of a run.
         data: folder of a data set with a test split.
         limit: pictures to keep for the gallery, spread evenly over the test photos, at least 1.
-        weights_dir: folder of pretrained weights, for LPIPS; nothing is downloaded.
+        weights_dir: folder of pretrained weights, for LPIPS; default the run's own, if it is still there. Nothing is
+            downloaded.
         device: where to draw and score.
         quiet: no progress bars.
 
@@ -103,7 +116,9 @@ def look_at_run(
     if limit < 1:
         raise FastsketchError(f"limit must be at least 1, got {limit}")
     paths = RunPaths(run)
-    config = load_settings(paths.settings)
+    config = run_settings(run)
+    if weights_dir is None and config.weights_dir is not None and config.weights_dir.is_dir():
+        weights_dir = config.weights_dir
     generator = load_generator(find_generator(run), device)
     pairs = find_pairs(data, "test")
     masks = MaskSource(config.masks if config.mask else "none", paths.masks, weights_dir=weights_dir)

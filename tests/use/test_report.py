@@ -110,7 +110,7 @@ def test_refuses(capsys, a_run, tmp_path):
     run = a_run()
     (tmp_path / "empty").mkdir()
     cases = {
-        "no run to resume here": [tmp_path / "empty"],
+        "not the folder of a run": [tmp_path / "empty"],
         "limit must be at least 1": [run, "--limit", 0],
         "no-such-data": [run, "--data", tmp_path / "no-such-data"],
         "is a folder": [run, "-o", tmp_path],
