@@ -2,13 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+APP := build/app
+PACKAGES := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo test lint format bench sanitize clean help
+.PHONY: demo test test-app lint format bench sanitize clean help
 
 help:
 	@echo "make demo    draw portraits of built-in faces: trains the full method small, about three minutes"
 	@echo "make test    run the tests"
+	@echo "make test-app  the demo app's tests, with gradio in an environment of its own"
 	@echo "make lint    check style        make format  mend it"
 	@echo "make bench   the CPU benchmarks (a few minutes; wants an idle machine)"
 	@echo "make sanitize  the kernels' tests under AddressSanitizer and UBSan, in a copy of the sources"
@@ -29,6 +32,17 @@ demo: $(READY)
 
 test: $(READY)
 	@$(VENV)/bin/python -m pytest -q
+
+# gradio and what it needs stay out of the first environment, whose packages this one sees below its own.
+$(APP)/.ready: $(READY) constraints-app.txt
+	@echo "[+] gradio in $(APP)"
+	@$(VENV)/bin/python -m venv $(APP)
+	@echo "import site; site.addsitedir('$$($(VENV)/bin/python $(PACKAGES))')" > "$$($(APP)/bin/python $(PACKAGES))/first.pth"
+	@$(APP)/bin/python -m pip install -qq -c constraints-app.txt gradio pillow
+	@touch $@
+
+test-app: $(APP)/.ready
+	@$(APP)/bin/python -m pytest -q tests/use/test_app.py
 
 bench: $(READY)
 	@$(VENV)/bin/python -m benchmarks.run

@@ -1,4 +1,4 @@
-"""The command line: demo, train, generate, evaluate, info. Each is a dataclass of options and a function."""
+"""The command line. Each command is a dataclass of options and a function, here or in `fastsketch.commands`."""
 
 import sys
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fastsketch.commands import data_folder, demo_app, export, report
 from fastsketch.errors import FastsketchError
 
 USAGE = """fastsketch: pencil portraits from face photos, by patch-contrastive learning
@@ -16,6 +17,9 @@ USAGE = """fastsketch: pencil portraits from face photos, by patch-contrastive l
   fastsketch train     --data DIR --out RUN    train a generator (or --data builtin: drawn faces)
   fastsketch generate  PHOTO... -o DIR --weights FILE    draw sketches of photos
   fastsketch evaluate  GENERATED --data DIR    compare drawings with a data set's sketches
+  fastsketch report    RUN... [-o FILE]        a page of runs: settings, losses, metrics, gallery, comparison
+  fastsketch export    RUN --onnx FILE         the generator for ONNX Runtime
+  fastsketch demo-app  --weights RUN           drop a photo into the browser, see its sketch
   fastsketch info                              versions, devices, operator implementations
 
 fastsketch COMMAND --help lists a command's options."""
@@ -83,22 +87,13 @@ class Evaluate:
     """No progress bar."""
 
 
-def _data_folder(name: str, cache: Path) -> Path:
-    """The folder of this name; "builtin" is drawn into `cache` first."""
-    if name != "builtin":
-        return Path(name)
-    from fastsketch.training.faces import write_faces
-
-    return write_faces(cache, progress=True)
-
-
 def _train(arguments: Sequence[str]) -> int:
     from fastsketch.training.config import PRESETS, TrainConfig
     from fastsketch.training.trainer import RunPaths, Trainer, load_settings
 
     base = _train_default(arguments, TrainConfig, PRESETS, lambda out: load_settings(RunPaths(out).settings))
     config = tyro.cli(TrainConfig, args=arguments, prog="fastsketch train", default=base)
-    trainer = Trainer(config, _data_folder(config.data, config.out / "data"))
+    trainer = Trainer(config, data_folder(config.data, config.out / "data"))
     count, device = len(trainer.dataset), trainer.device
     print(f"{config.preset} on {count} pictures, {config.total_epochs} epochs, {device}; run in {config.out}")
     if trainer.run():
@@ -139,7 +134,7 @@ def _generate(arguments: Sequence[str]) -> int:
     if bool(options.photos) == bool(options.data):
         raise FastsketchError("give either PHOTOs (files or folders) or --data DIR")
     if options.data:
-        photos = find_pairs(_data_folder(options.data, options.out / "data"), options.split, unpaired=True)
+        photos = find_pairs(data_folder(options.data, options.out / "data"), options.split, unpaired=True)
     else:
         photos = find_photos(options.photos)
     generator = load_generator(options.weights, choose_device(options.device))
@@ -162,7 +157,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
         raise FastsketchError("--grey-photos needs --out DIR for its tables")
     if options.generated is not None and not options.generated.is_dir():
         raise FastsketchError(f"{options.generated}: no such folder of drawings")
-    pairs = find_pairs(_data_folder(options.data, out / "data"), options.split)
+    pairs = find_pairs(data_folder(options.data, out / "data"), options.split)
     settings = {
         "metrics": options.metrics,
         "weights_dir": options.weights_dir,
@@ -220,7 +215,16 @@ def _info(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = {"demo": _demo, "train": _train, "generate": _generate, "evaluate": _evaluate, "info": _info}
+COMMANDS = {
+    "demo": _demo,
+    "train": _train,
+    "generate": _generate,
+    "evaluate": _evaluate,
+    "report": report.main,
+    "export": export.main,
+    "demo-app": demo_app.main,
+    "info": _info,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -44,32 +44,33 @@ def save_picture_grid(translator: Translator, examples: list[dict[str, Tensor]],
             structure = drawn.new_zeros((1, *features.sizes[-1]))
         rng = torch.Generator(device).manual_seed(seed)
         sample = translator.sampler(structure, masks, generator=rng)
-        points = draw_points(structure[0], sample.index[0], sample.region[0], photo.shape[-1])
+        side = max(photo.shape[-1], SMALLEST_TILE)
+        points = draw_points(structure[0], sample.index[0], sample.region[0], (side, side))
         tiles = [to_image(example["photo"]), points, to_image(drawn[0]), to_image(example["sketch"])]
         rows.append([tile.convert("RGB") for tile in tiles])
     translator.train(training)
     save_image(tile_pictures(rows), path)
 
 
-def draw_points(structure: Tensor, index: Tensor, region: Tensor, side: int) -> Image.Image:
+def draw_points(structure: Tensor, index: Tensor, region: Tensor, size: tuple[int, int]) -> Image.Image:
     """A structure map with the positions drawn on it.
 
     Args:
         structure: [h, w] in [0, 1].
         index: [S] flat positions on the map.
         region: [S] region of each, its colour.
-        side: of the picture, pixels.
+        size: (width, height) of the picture, pixels.
     """
     values = (structure.float().clamp(0, 1).cpu().numpy() * 255).astype(np.uint8)
     colours = (matplotlib.colormaps["magma"](values)[..., :3] * 255).astype(np.uint8)
-    side = max(side, SMALLEST_TILE)
-    picture = Image.fromarray(colours).resize((side, side), Image.Resampling.BILINEAR)
+    picture = Image.fromarray(colours).resize(size, Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(picture)
     height, width = structure.shape
     for place, number in zip(index.tolist(), region.tolist(), strict=True):
-        x, y = (place % width + 0.5) * side / width, (place // width + 0.5) * side / height
-        r = max(1.0, side / 160)
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=REGION_COLOURS[number % len(REGION_COLOURS)])
+        x, y = (place % width + 0.5) * size[0] / width, (place // width + 0.5) * size[1] / height
+        r = max(1.5, min(0.45 * size[0] / width, min(size) / 64))
+        colour = REGION_COLOURS[number % len(REGION_COLOURS)]
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline=(20, 20, 20))
     return picture
 
 

@@ -60,16 +60,7 @@ class Translator(nn.Module):
         self.generator = build_generator(config)
         self.discriminator = PatchDiscriminator(config.sketch_channels, config.discriminator_width)
         self.projection = PatchProjection(self.generator.tap_channels, config.projection_dim)
-        self.sampler = StructureSampler(
-            config.num_patches,
-            regions=config.regions,
-            dynamic=config.dynamic,
-            num_regions=config.num_regions,
-            window=config.density_window,
-            threshold=config.density_threshold,
-            boost=config.density_boost,
-            multiplicity=config.multiplicity,
-        )
+        self.sampler = structure_sampler(config)
         self.contrast = MultiLayerPatchNCE(config.temperature, config.negatives)
         self.adversarial = LeastSquaresGANLoss()
         self.pixel = PixelLoss()
@@ -172,3 +163,17 @@ class Translator(nn.Module):
 def mirror(index: Tensor, width: int) -> Tensor:
     """Flat positions on a grid of this width, mirrored left to right."""
     return index - index % width + (width - 1 - index % width)
+
+
+def structure_sampler(config: TrainConfig) -> StructureSampler:
+    """The sampler of a run with these settings."""
+    return StructureSampler(
+        config.num_patches,
+        regions=config.regions,
+        dynamic=config.dynamic,
+        num_regions=config.num_regions,
+        window=config.density_window,
+        threshold=config.density_threshold,
+        boost=config.density_boost,
+        multiplicity=config.multiplicity,
+    )

@@ -1,0 +1,43 @@
+"""`fastsketch demo-app`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass
+class DemoApp:
+    """Serve a page in the browser: drop a photo, see sketch, mask, map and sampled points. Needs the extra `app`."""
+
+    weights: Path
+    """Folder of a run, or its generator.safetensors."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = 7860
+    """Port to listen on; 0: any that is free."""
+    masks: Literal["auto", "white", "grabcut", "person", "none"] = "auto"
+    """Where masks come from, for a generator that reads them."""
+    weights_dir: Path | None = None
+    """Folder of pretrained weights, for --masks person."""
+    device: str = "auto"
+    """cpu, cuda …; auto: a GPU if there is one."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; the exit code."""
+    options = tyro.cli(DemoApp, args=arguments, prog="fastsketch demo-app")
+    from fastsketch.app import serve
+    from fastsketch.training.trainer import choose_device
+
+    serve(
+        options.weights,
+        host=options.host,
+        port=options.port,
+        masks=options.masks,
+        weights_dir=options.weights_dir,
+        device=choose_device(options.device),
+    )
+    return 0

@@ -1,0 +1,59 @@
+"""`fastsketch report RUN [RUN ...]`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass
+class Report:
+    """Draw a data set's test photos with one or more runs and put all there is to see into one HTML file."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Folders of runs (settings.json, generator.safetensors, losses.csv); several are compared."""
+    data: str | None = None
+    """The data set's folder; default: the one each run was trained on."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
+    """The file to write."""
+    limit: int = 48
+    """Pictures of each run's gallery, spread evenly over the test photos; the metrics are over all of them."""
+    weights_dir: Path | None = None
+    """Folder of pretrained weights, for LPIPS; default: the run's own. Without them it is shown as not available."""
+    device: str = "auto"
+    """cpu, cuda …; auto: a GPU if there is one."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; the exit code."""
+    options = tyro.cli(Report, args=arguments, prog="fastsketch report")
+    from fastsketch.commands import data_folder
+    from fastsketch.errors import FastsketchError
+    from fastsketch.report import look_at_run, run_settings, save_report
+    from fastsketch.training.trainer import choose_device
+
+    if not options.runs:
+        raise FastsketchError("report needs the folder of a run, or of several")
+    if options.out.is_dir():
+        raise FastsketchError(f"{options.out}: is a folder; name the file to write")
+    device = choose_device(options.device)
+    looks = []
+    for run in options.runs:
+        data = options.data or run_settings(run).data
+        looks.append(
+            look_at_run(
+                run,
+                data_folder(data, run / "data"),
+                limit=options.limit,
+                weights_dir=options.weights_dir,
+                device=device,
+                quiet=options.quiet,
+            )
+        )
+    save_report(looks, options.out)
+    print(f"{options.out}: {options.out.stat().st_size / 2**20:.1f} MiB, open it in a browser; it needs no network")
+    return 0

@@ -1,0 +1,84 @@
+"""A photo drawn, with all that the generator saw on the way: what the report and the demo app show."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from fastsketch.errors import FastsketchError
+from fastsketch.nn import ResnetGenerator
+from fastsketch.nn.sampler import StructureSampler
+from fastsketch.training.images import crop_back, mask_to_tensor, pad_to_multiple, to_image, to_tensor
+from fastsketch.training.pictures import draw_points
+from fastsketch.training.trainer import RunPaths
+
+MAP_SIDE = 320
+"""The longer side of a map's picture, at least, in pixels: its points must be told apart."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What became of one photo.
+
+    Attributes:
+        sketch: of the photo's size, grey or RGB.
+        structure: the structure map, RGB, of the photo's proportions, enlarged; black without attention.
+        points: the same with the sampled points on it, coloured by region.
+    """
+
+    sketch: Image.Image
+    structure: Image.Image
+    points: Image.Image
+
+
+def find_generator(source: Path) -> Path:
+    """The weights file of a run's folder, or the file itself.
+
+    Raises:
+        FastsketchError: neither is there.
+    """
+    path = RunPaths(source).generator if source.is_dir() else source
+    if not path.is_file():
+        what = "no generator.safetensors in this folder" if source.is_dir() else "no such file or run"
+        raise FastsketchError(f"{source}: {what}")
+    return path
+
+
+@torch.inference_mode()
+def draw(
+    generator: ResnetGenerator,
+    photo: Image.Image,
+    mask: Image.Image | None,
+    sampler: StructureSampler,
+    seed: int = 0,
+) -> Drawing:
+    """Draw a photo, and the points that training would sample on it.
+
+    Args:
+        generator: in eval mode, on the device to use.
+        photo: RGB, any size; padded to multiples of 4 and cut back.
+        mask: mode L, the photo's size; needed by a generator with a mask channel.
+        sampler: of the run's settings.
+        seed: of the sampled points.
+    """
+    device = next(generator.parameters()).device
+    x, padding = pad_to_multiple(to_tensor(photo)[None], 4)
+    m = None
+    if generator.mask_channel:
+        if mask is None:
+            raise ValueError("mask must be given: the generator has a mask channel")
+        m = pad_to_multiple(mask_to_tensor(mask)[None], 4)[0].to(device)
+    drawn, features = generator(x.to(device), m, return_features=True)
+    structure = features.structure
+    if structure is None:
+        structure = drawn.new_zeros((1, *features.sizes[-1]))
+    sample = sampler(structure, m, generator=torch.Generator(device).manual_seed(seed))
+    scale = max(1, -(-MAP_SIDE // max(photo.size)))
+    size = x.shape[-1] * scale, x.shape[-2] * scale
+    left, top = padding.left * scale, padding.top * scale
+    inside = left, top, left + photo.width * scale, top + photo.height * scale
+    points = draw_points(structure[0], sample.index[0], sample.region[0], size).crop(inside)
+    nothing = sample.index[0, :0]
+    plain = draw_points(structure[0], nothing, nothing, size).crop(inside)
+    return Drawing(to_image(crop_back(drawn, padding)[0]), plain, points)

@@ -1,0 +1,162 @@
+"""Looking at a run: draw its test photos, score them, keep some to show."""
+
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from fastsketch.drawing import draw, find_generator
+from fastsketch.errors import FastsketchError
+from fastsketch.metrics import Evaluation, Item, evaluate
+from fastsketch.training.checkpoint import load_generator
+from fastsketch.training.config import TrainConfig
+from fastsketch.training.history import LossHistory
+from fastsketch.training.images import fit_within, read_photo, read_sketch, save_image
+from fastsketch.training.masks import MaskSource
+from fastsketch.training.pairs import Pair, find_pairs
+from fastsketch.training.trainer import RunPaths, load_settings
+from fastsketch.training.translator import structure_sampler
+
+METRICS = ("fsim", "ssim", "lpips-alex", "lpips-vgg")
+POINTS_SEED = 0
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of the gallery.
+
+    Attributes:
+        subset: of the data set.
+        name: the photo's.
+        photo: RGB.
+        points: the structure map and the sampled points; larger, of the photo's proportions.
+        generated: of the photo's size.
+        real: the drawn sketch, of the photo's size.
+        scores: by metric, those that were available.
+    """
+
+    subset: str
+    name: str
+    photo: Image.Image
+    points: Image.Image
+    generated: Image.Image
+    real: Image.Image
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Look:
+    """All that the page shows of a run.
+
+    Attributes:
+        name: the run's folder, by name.
+        folder: the run's folder.
+        data: the data set's folder.
+        config: the settings.
+        history: the losses.
+        evaluation: over all test pictures.
+        gallery: the pictures shown, in the data set's order.
+        has_map: whether the generator has a structure map.
+    """
+
+    name: str
+    folder: Path
+    data: Path
+    config: TrainConfig
+    history: LossHistory
+    evaluation: Evaluation
+    gallery: list[Shown]
+    has_map: bool
+
+    @property
+    def tested(self) -> int:
+        """Number of test pictures drawn and scored."""
+        return len(self.evaluation.rows)
+
+
+def run_settings(run: Path) -> TrainConfig:
+    """The settings of a run.
+
+    Raises:
+        FastsketchError: not the folder of a run.
+    """
+    path = RunPaths(run).settings
+    if not path.is_file():
+        raise FastsketchError(f"{run}: not the folder of a run (no {path.name})")
+    return load_settings(path)
+
+
+def look_at_run(
+    run: Path,
+    data: Path,
+    *,
+    limit: int = 48,
+    weights_dir: Path | None = None,
+    device: torch.device | str = "cpu",
+    quiet: bool = False,
+) -> Look:
+    """Draw the test photos of a data set as `fastsketch generate` would, and score them as `fastsketch evaluate`.
+
+    Args:
+        run: folder of a run.
+        data: folder of a data set with a test split.
+        limit: pictures to keep for the gallery, spread evenly over the test photos, at least 1.
+        weights_dir: folder of pretrained weights, for LPIPS; default the run's own, if it is still there. Nothing is
+            downloaded.
+        device: where to draw and score.
+        quiet: no progress bars.
+
+    Raises:
+        FastsketchError: no such run or data set, or pictures that cannot be read.
+    """
+    if limit < 1:
+        raise FastsketchError(f"limit must be at least 1, got {limit}")
+    paths = RunPaths(run)
+    config = run_settings(run)
+    if weights_dir is None and config.weights_dir is not None and config.weights_dir.is_dir():
+        weights_dir = config.weights_dir
+    generator = load_generator(find_generator(run), device)
+    pairs = find_pairs(data, "test")
+    masks = MaskSource(config.masks if config.mask else "none", paths.masks, weights_dir=weights_dir)
+    sampler = structure_sampler(config)
+    kept = {i * len(pairs) // min(limit, len(pairs)) for i in range(min(limit, len(pairs)))}
+    shown: list[tuple[Pair, Image.Image, Image.Image, Image.Image]] = []
+    has_map = generator.attention is not None
+    with tempfile.TemporaryDirectory() as folder:
+        items = []
+        bar = tqdm(pairs, desc=f"draw {run.name}", unit="photo", disable=quiet, file=sys.stderr)
+        for number, pair in enumerate(bar):
+            photo = read_photo(pair.photo)
+            mask = masks(photo, given=pair.mask, name=str(pair.photo)) if generator.mask_channel else None
+            photo = fit_within(photo, config.image_size, config.image_size)
+            if mask is not None:
+                mask = fit_within(mask, config.image_size, config.image_size, mask=True)
+            drawing = draw(generator, photo, mask, sampler, POINTS_SEED)
+            path = Path(folder) / f"{number}.png"
+            save_image(drawing.sketch, path)
+            items.append(Item(pair.subset, pair.name, path, pair.sketch))
+            if number in kept:
+                shown.append((pair, photo, drawing.points, drawing.sketch))
+        evaluation = evaluate(
+            items,
+            metrics=METRICS,
+            weights_dir=weights_dir,
+            device=device,
+            progress=not quiet,
+            download=False,
+            image_size=config.image_size,
+        )
+    scores = {(row["subset"], row["name"]): row for row in evaluation.rows}
+    gallery = []
+    for pair, photo, points, sketch in shown:
+        real = fit_within(read_sketch(pair.sketch, config.sketch_channels), config.image_size, config.image_size)
+        row = scores[pair.subset, pair.name]
+        gallery.append(
+            Shown(pair.subset, pair.name, photo, points, sketch, real, {m: float(row[m]) for m in METRICS if m in row})
+        )
+    history = LossHistory(paths.losses, last_step=sys.maxsize)
+    return Look(run.resolve().name, run, data, config, history, evaluation, gallery, has_map)

@@ -1,0 +1,36 @@
+"""What the report and the app show is what `fastsketch generate` draws."""
+
+import pytest
+from PIL import Image
+
+from fastsketch.drawing import draw
+from fastsketch.nn import StructureSampler
+from fastsketch.training.checkpoint import load_generator
+from fastsketch.training.generate import draw_sketch
+
+
+@pytest.mark.parametrize("parts", [{}, {"mask_channel": False, "attention": False}], ids=["all", "none"])
+@pytest.mark.parametrize("size", [(64, 80), (37, 90), (9, 11)])
+def test_the_sketch_is_that_of_generate(lively, parts, size):
+    generator = load_generator(lively(**parts))
+    photo = Image.radial_gradient("L").resize(size).convert("RGB")
+    mask = Image.linear_gradient("L").resize(size)
+    drawing = draw(generator, photo, mask, StructureSampler(32))
+    sketch = draw_sketch(generator, photo, mask)
+    assert drawing.sketch.size == size and drawing.sketch.tobytes() == sketch.tobytes()
+    assert drawing.points.size == drawing.structure.size
+    width, height = drawing.points.size
+    assert width * size[1] == height * size[0] and max(width, height) >= 320
+
+
+def test_the_points_are_those_of_the_seed(lively):
+    generator = load_generator(lively())
+    photo = Image.radial_gradient("L").resize((64, 80)).convert("RGB")
+    one, same, other = (draw(generator, photo, photo.convert("L"), StructureSampler(32), seed) for seed in (0, 0, 1))
+    assert one.points.tobytes() == same.points.tobytes() != other.points.tobytes()
+    assert one.structure.tobytes() == other.structure.tobytes()
+
+
+def test_a_mask_is_asked_for(lively):
+    with pytest.raises(ValueError, match="mask must be given"):
+        draw(load_generator(lively()), Image.new("RGB", (32, 32)), None, StructureSampler(32))
