@@ -14,6 +14,7 @@ def are_plain(tensors: Iterable[Tensor | None]) -> bool:
         or (
             type(tensor) in (Tensor, Parameter)
             and tensor.layout == torch.strided
+            and not tensor.is_meta
             and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         )
         for tensor in tensors

@@ -115,7 +115,7 @@ class PatchNCE(Function):
     """Losses [B, S] and, in the same pass, the queries' gradient.
 
     The first backward takes that gradient and scales it in place, since nothing else has seen it; a later one (of a
-    retained graph) computes it anew.
+    retained graph) makes it anew, to the same bits.
     """
 
     @staticmethod
@@ -124,7 +124,7 @@ class PatchNCE(Function):
         loss, *rest, gradient = kernel(query, key, region, temperature, negatives, normalize)
         ctx.save_for_backward(query, key, region, *rest)
         ctx.gradient = gradient
-        ctx.options = (temperature, negatives, normalize)
+        ctx.kernel, ctx.options = kernel, (temperature, negatives, normalize)
         return loss
 
     @staticmethod
@@ -133,17 +133,19 @@ class PatchNCE(Function):
 
         Where a graph of them is wanted, both by the operator: its second derivative is an error, not a wrong number.
         """
-        query, *rest = ctx.saved_tensors
+        query, key, region, *rest = ctx.saved_tensors
         gradient, ctx.gradient = ctx.gradient, None
         grad_query = grad_key = None
         need_query, need_key = ctx.needs_input_grad[1:3]
-        if need_query and gradient is not None and not torch.is_grad_enabled():
+        if need_query and not torch.is_grad_enabled():
+            if gradient is None:
+                gradient = ctx.kernel(query, key, region, *ctx.options)[-1]
             grad_query = gradient.mul_(grad_loss[..., None]).to(query.dtype)
             need_query = False
         if need_query or need_key:
-            recomputed = patch_nce_backward(grad_loss, query, *rest, *ctx.options, need_query, need_key)
-            grad_query = recomputed[0] if need_query else grad_query
-            grad_key = recomputed[1] if need_key else None
+            made = patch_nce_backward(grad_loss, query, key, region, *rest, *ctx.options, need_query, need_key)
+            grad_query = made[0] if need_query else grad_query
+            grad_key = made[1] if need_key else None
         return None, grad_query, grad_key, None, None, None, None
 
 

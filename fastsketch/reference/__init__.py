@@ -12,7 +12,6 @@ from fastsketch.reference.gather import (
 )
 from fastsketch.reference.patch_nce import patch_nce_backward, patch_nce_forward
 from fastsketch.reference.placing import place_positions
-from fastsketch.reference.projection import project_patches
 from fastsketch.reference.sampling import sample_patches
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "patch_nce_backward",
     "patch_nce_forward",
     "place_positions",
-    "project_patches",
     "sample_patches",
     "tap_patches_backward",
 ]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastsketch import reference
+from fastsketch.reference.projection import project_patches
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 TAU = 0.07
@@ -220,7 +221,7 @@ def test_project_patches(cpp, dtype):
             assert torch.equal(out, cpp.project_patches_forward(inputs[:2], inputs[2:], False)[0])
             grads = cpp.project_patches_backward(weight.to(to), inputs[:2], hidden, inputs[2:], True, True)
         else:
-            out = reference.project_patches(inputs[:2], inputs[2:])
+            out = project_patches(inputs[:2], inputs[2:])
             grads = torch.autograd.grad(out, inputs, weight.to(to))
         results.append((out.detach(), *grads))
     assert_no_worse(*results, slack_of(dtype))

@@ -55,6 +55,7 @@ def run_all() -> None:
     same, patches = fastsketch.tap_patches(x.mT * 1, index)
     same.retain_grad()  # someone holds the gradient that arrives at the tap: it may not be written into
     gathered = fastsketch.gather_patches(x.mT, index)
+    fastsketch.gather_layers([x.mT], fastsketch.place_positions(index, (1, 6), [(1, 6)]))
     loss = fastsketch.patch_nce(patches, gathered) + same.square().sum()
     (loss + fastsketch.attention_statistics(x, x)[1].sum()).backward()
 
