@@ -16,6 +16,7 @@ USAGE = """fastsketch: pencil portraits from face photos, by patch-contrastive l
   fastsketch train     --data DIR --out RUN    train a generator (or --data builtin: drawn faces)
   fastsketch generate  PHOTO... -o DIR --weights FILE    draw sketches of photos
   fastsketch evaluate  GENERATED --data DIR    compare drawings with a data set's sketches
+  fastsketch bench                             speed and memory on this machine, against the same written otherwise
   fastsketch info                              versions, devices, operator implementations
 
 fastsketch COMMAND --help lists a command's options."""
@@ -211,6 +212,12 @@ def _demo(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _bench(arguments: Sequence[str]) -> int:
+    from fastsketch.bench.command import bench
+
+    return bench(arguments)
+
+
 def _info(arguments: Sequence[str]) -> int:
     from fastsketch.info import report
 
@@ -220,7 +227,14 @@ def _info(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = {"demo": _demo, "train": _train, "generate": _generate, "evaluate": _evaluate, "info": _info}
+COMMANDS = {
+    "demo": _demo,
+    "train": _train,
+    "generate": _generate,
+    "evaluate": _evaluate,
+    "bench": _bench,
+    "info": _info,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
