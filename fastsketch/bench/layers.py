@@ -16,9 +16,8 @@ SAMPLES = DIM = 256
 def layer_shapes(side: int = 256) -> tuple[tuple[int, int, int], ...]:
     """(C, H, W) of CUT's generator at layers 0, 4, 8, 12, 16 for a square picture."""
     half, quarter = side // 2, side // 4
-    return ((3, side + 6, side + 6), (128, side, side), (256, half, half), (256, quarter, quarter)) + (
-        (256, quarter, quarter),
-    )
+    deep = (256, quarter, quarter)
+    return ((3, side + 6, side + 6), (128, side, side), (256, half, half), deep, deep)
 
 
 LAYERS = layer_shapes()

@@ -1,9 +1,9 @@
 """Peak memory and number of operators of one call.
 
 On a CPU each call to be measured runs in a process of its own (forked from a server that has imported everything and
-computed nothing, so that no earlier call's scratch memory is there to be used again). It warms up on a small case of the
-same kind, resets the kernel's high-water mark of resident memory (Linux: /proc/self/clear_refs), calls once, and takes
-the rise: results, scratch memory of every thread and the allocator's slack are counted; inputs and weights are not.
+computed nothing, so that no earlier call's scratch memory is there to be used again). It warms up on a small case of
+the same kind, resets the kernel's high-water mark of resident memory (Linux: /proc/self/clear_refs), calls once, and
+takes the rise: results, scratch memory of every thread and the allocator's slack count; inputs and weights do not.
 On a GPU it is what torch's allocator reports.
 """
 

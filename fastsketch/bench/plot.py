@@ -11,13 +11,7 @@ from fastsketch.bench.scaling import SWEEPS, Sweep, fit
 from fastsketch.errors import FastsketchError
 from fastsketch.training.files import written_whole
 
-COLOURS = {
-    OURS: "#d1495b",
-    "eager": "#30638e",
-    "materialised": "#30638e",
-    "per region": "#30638e",
-    "CUT's way": "#30638e",
-}
+OUR_COLOUR, BASELINE_COLOUR = "#d1495b", "#30638e"
 OTHER_COLOURS = ("#7ba6c9", "#8f9aa3", "#c0c6cc")
 
 
@@ -55,14 +49,14 @@ def plot_ratios(rows: list[Row], folder: Path) -> list[Path]:
     for case, members in bars:
         others = iter(OTHER_COLOURS * 4)
         for row in members:
-            colour = COLOURS[OURS] if row.implementation.startswith(OURS) else next(others)
+            colour = OUR_COLOUR if row.implementation.startswith(OURS) else next(others)
             axes.barh(y, row.ratio, color=colour, height=0.85)
             axes.text(row.ratio * 1.04, y, f"{row.ratio:.3g}×  {row.implementation}", va="center", fontsize=8)
             y += 1
         baseline = members[0].baseline if members else ""
         ticks.append((y - (len(members) + 1) / 2, f"{case}\nagainst {baseline}"))
         y += 0.8
-    axes.axvline(1, color="#30638e", linewidth=1)
+    axes.axvline(1, color=BASELINE_COLOUR, linewidth=1)
     axes.set_xscale("log")
     axes.set_xlim(min(0.3, *(r.ratio for r in rows)) * 0.9, max(r.ratio for r in rows) * 6)
     axes.set_yticks([place for place, _ in ticks], [label for _, label in ticks], fontsize=8)
@@ -80,7 +74,7 @@ def _curve(axes, sweep: Sweep, rows: list[Row], of: Callable[[Row], float | None
         points = [(sizes[row.case], of(row)) for row in mine if of(row)]
         if not points:
             continue
-        colour = COLOURS.get(contender, OTHER_COLOURS[0])
+        colour = OUR_COLOUR if contender == OURS else BASELINE_COLOUR
         power = fit(points)
         says = f"{contender}  ~ {sweep.axis}$^{{{power.value:.1f}}}$" if power else contender
         axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3.5, linewidth=1.4, label=says)
@@ -108,9 +102,7 @@ def plot_scaling(rows: list[Row], folder: Path) -> list[Path]:
         if mine:
             sweeps.append((sweep, mine))
     if not sweeps:
-        raise FastsketchError(
-            "there are no rows of scaling to draw; measure them first: fastsketch bench --what scaling"
-        )
+        raise FastsketchError("there are no rows of scaling to draw; measure them first: fastsketch bench scaling")
     figure = Figure(figsize=(3.1 * len(sweeps), 5.2), layout="constrained")
     for column, (sweep, mine) in enumerate(sweeps):
         for line, (of, label) in enumerate(((lambda r: r.p50_ms, "ms"), (lambda r: r.peak_mib, "peak MiB"))):

@@ -40,7 +40,7 @@ def select_queries(features: Tensor, num_patches: int) -> tuple[Tensor, Tensor]:
 
 
 class PatchSampleF(dclgan.PatchSampleF):
-    """QS-Attn's sampling and projection network: random patches of the first three layers, routed ones of the others."""
+    """QS-Attn's sampling and projection network: random patches of three layers, routed ones of the others."""
 
     def forward(
         self,
