@@ -31,7 +31,7 @@ test: $(READY)
 	@$(VENV)/bin/python -m pytest -q
 
 bench: $(READY)
-	@$(VENV)/bin/python -m benchmarks.run
+	@$(VENV)/bin/fastsketch bench
 
 # In a copy, so that the ordinary build stays as it is.
 sanitize: $(READY)
