@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from fastsketch.bench.case import OURS
 from fastsketch.bench.record import Row
@@ -20,7 +21,7 @@ def _save(figure: Figure, folder: Path, stem: str) -> list[Path]:
     for kind in ("png", "svg"):
         path = folder / f"{stem}.{kind}"
         with written_whole(path) as part:
-            figure.savefig(part, format=kind, dpi=130)
+            figure.savefig(part, format=kind, dpi=110)
         paths.append(path)
     return paths
 
@@ -43,24 +44,28 @@ def plot_ratios(rows: list[Row], folder: Path) -> list[Path]:
     cases = list(dict.fromkeys(row.case for row in rows))
     bars = [(case, [r for r in rows if r.case == case and r.implementation != r.baseline]) for case in cases]
     height = sum(len(members) for _, members in bars) + 0.8 * len(bars)
-    figure = Figure(figsize=(8, 0.24 * height + 1.1), layout="constrained")
+    figure = Figure(figsize=(8, 0.22 * height + 0.7), layout="constrained")
     axes = figure.add_subplot()
     y, ticks = 0.0, []
     for case, members in bars:
         others = iter(OTHER_COLOURS * 4)
         for row in members:
             colour = OUR_COLOUR if row.implementation.startswith(OURS) else next(others)
-            axes.barh(y, row.ratio, color=colour, height=0.85)
-            axes.text(row.ratio * 1.04, y, f"{row.ratio:.3g}×  {row.implementation}", va="center", fontsize=8)
+            axes.barh(y, row.ratio - 1, left=1, color=colour, height=0.85)
+            axes.text(max(row.ratio, 1) * 1.06, y, f"{row.ratio:.3g}×  {row.implementation}", va="center", fontsize=8)
             y += 1
         baseline = members[0].baseline if members else ""
         ticks.append((y - (len(members) + 1) / 2, f"{case}\nagainst {baseline}"))
         y += 0.8
     axes.axvline(1, color=BASELINE_COLOUR, linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlim(min(0.3, *(r.ratio for r in rows)) * 0.9, max(r.ratio for r in rows) * 6)
+    low, high = 0.9 * min(1, *(r.ratio for r in rows)), 6 * max(r.ratio for r in rows)
+    axes.set_xlim(low, high)
     axes.set_yticks([place for place, _ in ticks], [label for _, label in ticks], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(y - 0.6, -0.7)
+    marks = [mark for mark in (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if low <= mark <= high]
+    axes.set_xticks(marks, [f"{mark:g}×" for mark in marks])
+    axes.minorticks_off()
     axes.set_xlabel(f"times as fast as the baseline (medians)\n{machine_of(rows)}", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -83,6 +88,7 @@ def _curve(axes, sweep: Sweep, rows: list[Row], of: Callable[[Row], float | None
             axes.plot([min(missing)], [points[-1][1]], "x", color=colour, markersize=6)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel(label, fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
@@ -90,7 +96,7 @@ def _curve(axes, sweep: Sweep, rows: list[Row], of: Callable[[Row], float | None
 
 
 def plot_scaling(rows: list[Row], folder: Path) -> list[Path]:
-    """Time above, memory below, a column a sweep; a cross where a contender was not measured.
+    """Time above, memory below, a pair of panels a sweep; a cross where a contender was not measured.
 
     Raises:
         FastsketchError: no rows of scaling to draw.
@@ -103,10 +109,13 @@ def plot_scaling(rows: list[Row], folder: Path) -> list[Path]:
             sweeps.append((sweep, mine))
     if not sweeps:
         raise FastsketchError("there are no rows of scaling to draw; measure them first: fastsketch bench scaling")
-    figure = Figure(figsize=(3.1 * len(sweeps), 5.2), layout="constrained")
-    for column, (sweep, mine) in enumerate(sweeps):
+    columns = min(3, len(sweeps))
+    blocks = -(-len(sweeps) // columns)
+    figure = Figure(figsize=(3.3 * columns, 4.2 * blocks + 0.3), layout="constrained")
+    for number, (sweep, mine) in enumerate(sweeps):
+        block, column = divmod(number, columns)
         for line, (of, label) in enumerate(((lambda r: r.p50_ms, "ms"), (lambda r: r.peak_mib, "peak MiB"))):
-            axes = figure.add_subplot(2, len(sweeps), line * len(sweeps) + column + 1)
+            axes = figure.add_subplot(2 * blocks, columns, (2 * block + line) * columns + column + 1)
             _curve(axes, sweep, mine, of, label)
             if line == 0:
                 axes.set_title(sweep.title, fontsize=9)
