@@ -74,7 +74,7 @@ def _scaling(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, l
 
 
 def _step(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list[str]]:
-    effort = Effort(options.rounds or 5, 0, False, options.memory, options.device)
+    effort = Effort(options.rounds or 5, 0, False, options.memory, options.device, warm_up=1)
     rows: list[Row] = []
     raw: Times = {}
     for side in options.sizes:

@@ -25,6 +25,7 @@ class Effort:
         compiled: measure torch.compile's versions too.
         memory: measure peak memory.
         device: cpu or cuda.
+        warm_up: rounds before those that count.
     """
 
     rounds: int = 30
@@ -32,6 +33,7 @@ class Effort:
     compiled: bool = True
     memory: bool = True
     device: str = "cpu"
+    warm_up: int = 3
 
 
 def verdicts(case: Case, times: dict[str, list[float]], peaks: dict[str, int | None]) -> Iterator[str]:
@@ -65,7 +67,14 @@ def measure_case(
     def wanted(contender: str) -> bool:
         return effort.compiled or not case.contenders[contender].compiled
 
-    times = measure(case, rounds=effort.rounds, least=effort.least, device=effort.device, only=wanted)
+    times = measure(
+        case,
+        rounds=effort.rounds,
+        least=effort.least,
+        device=effort.device,
+        only=wanted,
+        warm_up=effort.warm_up,
+    )
     peaks: dict[str, int | None] = {}
     rows = []
     for contender, values in times.items():
