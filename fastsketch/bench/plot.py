@@ -81,7 +81,7 @@ def _curve(axes, sweep: Sweep, rows: list[Row], of: Callable[[Row], float | None
             continue
         colour = OUR_COLOUR if contender == OURS else BASELINE_COLOUR
         power = fit(points)
-        says = f"{contender}  ~ {sweep.axis}$^{{{power.value:.1f}}}$" if power else contender
+        says = f"{contender}  ~ {sweep.axis}$^{{{round(power.value, 1) + 0.0:g}}}$" if power else contender
         axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3.5, linewidth=1.4, label=says)
         missing = [sizes[row.case] for row in mine if row.calls == 0]
         if missing:
