@@ -1,4 +1,7 @@
-"""Drop-in `MoNCELoss` for the public MoNCE code [L: Zhan et al., CVPR 2022]. `PatchSampleF` is CUT's."""
+"""Drop-in `MoNCELoss` for the public MoNCE code [L: Zhan et al., CVPR 2022].
+
+`PatchSampleF` is CUT's, with positions from torch.randperm; `PatchNCELoss` is CUT's.
+"""
 
 from argparse import Namespace
 from typing import Any
@@ -8,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsketch.compat import cut
-from fastsketch.compat.cut import PatchNCELoss, PatchSampleF
+from fastsketch.compat.cut import PatchNCELoss
+from fastsketch.compat.dclgan import PatchSampleF
 
 __all__ = ["MoNCELoss", "PatchNCELoss", "PatchSampleF"]
 
