@@ -253,6 +253,22 @@ def test_options_given_to_the_sampler_and_no_sampling():
     assert [x.shape for x in maps] == [f.shape for f in feats] and none == [[], [], []]
 
 
+def test_a_fork_keeps_its_own_normalisation():
+    """One that adds 1e-7 to the patch, and not to its norm: at first patches are hardly larger."""
+
+    class Normalize(nn.Module):
+        def forward(self, x):
+            return x / (x + 1e-7).norm(dim=1, keepdim=True)
+
+    netf = PatchSampleF(use_mlp=True, init_type="xavier", init_gain=1e-4, nc=8)
+    netf.l2norm = Normalize()
+    feats = Generator()(pictures(2)[0], NCE_LAYERS, encode_only=True)
+    patches, ids = netf(feats, 16)
+    projected = netf.mlp_2(feats[2].flatten(2).mT[:, ids[2]].flatten(0, 1))
+    assert projected.norm(dim=1).max() < 1e-6
+    torch.testing.assert_close(patches[2], Normalize()(projected), rtol=1e-4, atol=1e-6)
+
+
 def test_a_weighted_loss_made_of_it():
     """Virtual staining's adaptive loss subclasses the loss and weighs each query by its similarity to its key."""
 
