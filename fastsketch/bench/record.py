@@ -12,6 +12,9 @@ from fastsketch.errors import FastsketchError
 from fastsketch.training.files import write_bytes
 
 
+RAW_COLUMNS = ["case", "implementation", "call", "ms"]
+
+
 @dataclass(frozen=True)
 class Row:
     """One contender of one case on one machine.
@@ -122,12 +125,15 @@ def save_raw(path: Path, times: dict[tuple[str, str], list[float]]) -> None:
     merged: dict[tuple[str, str], list[str]] = {}
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+            reader = csv.DictReader(file)
+            if reader.fieldnames != RAW_COLUMNS:
+                raise FastsketchError(f"{path}: not a table of single times; move it away")
+            for row in reader:
                 merged.setdefault((row["case"], row["implementation"]), []).append(row["ms"])
     merged.update({key: [f"{1e3 * value:.5g}" for value in values] for key, values in times.items()})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("case", "implementation", "call", "ms"))
+    writer.writerow(RAW_COLUMNS)
     for (case, implementation), values in merged.items():
         writer.writerows((case, implementation, number, value) for number, value in enumerate(values))
     write_bytes(path, text.getvalue().encode())
