@@ -11,7 +11,6 @@ from fastsketch.bench.timing import percentile
 from fastsketch.errors import FastsketchError
 from fastsketch.training.files import write_bytes
 
-
 RAW_COLUMNS = ["case", "implementation", "call", "ms"]
 
 
