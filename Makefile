@@ -45,7 +45,7 @@ test-app: $(APP)/.ready
 	@$(APP)/bin/python -m pytest -q tests/use/test_app.py
 
 bench: $(READY)
-	@$(VENV)/bin/python -m benchmarks.run
+	@$(VENV)/bin/fastsketch bench
 
 # In a copy, so that the ordinary build stays as it is.
 sanitize: $(READY)

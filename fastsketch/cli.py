@@ -20,6 +20,7 @@ USAGE = """fastsketch: pencil portraits from face photos, by patch-contrastive l
   fastsketch report    RUN... [-o FILE]        a page of runs: settings, losses, metrics, gallery, comparison
   fastsketch export    RUN --onnx FILE         the generator for ONNX Runtime
   fastsketch demo-app  --weights RUN           drop a photo into the browser, see its sketch
+  fastsketch bench                             speed and memory on this machine, against the same written otherwise
   fastsketch info                              versions, devices, operator implementations
 
 fastsketch COMMAND --help lists a command's options."""
@@ -206,6 +207,12 @@ def _demo(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _bench(arguments: Sequence[str]) -> int:
+    from fastsketch.bench.command import bench
+
+    return bench(arguments)
+
+
 def _info(arguments: Sequence[str]) -> int:
     from fastsketch.info import report
 
@@ -223,6 +230,7 @@ COMMANDS = {
     "report": report.main,
     "export": export.main,
     "demo-app": demo_app.main,
+    "bench": _bench,
     "info": _info,
 }
 

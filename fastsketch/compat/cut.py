@@ -76,10 +76,7 @@ class PatchNCELoss(nn.Module):
         Raises:
             ValueError: other shapes, or no number of images is known that divides the rows.
         """
-        if feat_q.dim() != 2 or feat_q.shape != feat_k.shape:
-            raise ValueError(
-                f"feat_q and feat_k must both be [B·S, D], got {list(feat_q.shape)} and {list(feat_k.shape)}"
-            )
+        self._check(feat_q, feat_k)
         if getattr(self.opt, "nce_includes_all_negatives_from_minibatch", False):
             num_images = 1  # as if all patches came from one image
         else:
@@ -92,6 +89,13 @@ class PatchNCELoss(nn.Module):
             reduction="none",
         )
         return loss.flatten()
+
+    @staticmethod
+    def _check(feat_q: Tensor, feat_k: Tensor) -> None:
+        if feat_q.dim() != 2 or feat_q.shape != feat_k.shape:
+            raise ValueError(
+                f"feat_q and feat_k must both be [B·S, D], got {list(feat_q.shape)} and {list(feat_k.shape)}"
+            )
 
     def _num_images(self, feat_q: Tensor, feat_k: Tensor) -> int:
         """How many images the rows hold: as noted by `PatchSampleF`, else `opt.batch_size`."""
@@ -121,6 +125,7 @@ class PatchSampleF(nn.Module):
         init_gain: standard deviation of normal, gain of xavier and orthogonal.
         nc: projected width.
         gpu_ids: CUDA devices, the mlps are made on the first; if empty, on the features' device.
+        opt: kept and not used; some projects hand their options over.
 
     Raises:
         ValueError: for an unknown `init_type`.
@@ -133,6 +138,7 @@ class PatchSampleF(nn.Module):
         init_gain: float = 0.02,
         nc: int = 256,
         gpu_ids: Sequence[int] = (),
+        opt: Namespace | Any = None,
     ) -> None:
         super().__init__()
         if init_type not in INITIALISERS:
@@ -144,6 +150,7 @@ class PatchSampleF(nn.Module):
         self.init_type = init_type
         self.init_gain = init_gain
         self.gpu_ids = list(gpu_ids)
+        self.opt = opt
 
     @torch.compiler.disable  # new parameters have no place in a graph
     def create_mlp(self, feats: Sequence[Tensor]) -> None:
@@ -198,7 +205,7 @@ class PatchSampleF(nn.Module):
             self.create_mlp(feats)
         if num_patches > 0 and patch_ids is None:
             sizes = [feat.shape[2:].numel() for feat in feats]
-            patch_ids = _draw_ids(sizes, num_patches, feats[0].device)
+            patch_ids = self.draw_ids(sizes, num_patches, feats[0].device)
 
         return_feats, return_ids = [], []
         for feat_id, feat in enumerate(feats):
@@ -208,8 +215,7 @@ class PatchSampleF(nn.Module):
             else:
                 ids = []
                 patches = feat.flatten(2).mT  # [B, N, C]
-            with torch.autocast(feat.device.type, enabled=False):
-                patches = self.l2norm(self._project(feat_id, patches))
+            patches = self._project_and_normalise(feat_id, patches)
             if num_patches > 0:
                 patches.num_images = feat.shape[0]
             else:
@@ -217,6 +223,23 @@ class PatchSampleF(nn.Module):
             return_feats.append(patches)
             return_ids.append(ids)
         return return_feats, return_ids
+
+    @staticmethod
+    @torch.compiler.disable  # a compiled np.random draws from another generator
+    def draw_ids(sizes: Sequence[int], num_patches: int, device: torch.device) -> list[Tensor]:
+        """Distinct random positions for each layer, each [min(num_patches, size)] int64; may be overridden.
+
+        The whole permutation is drawn although little of it is kept: nothing cheaper leaves the same
+        ids and the same generator state as CUT (0.9 ms for 262², 0.05 ms for 64² positions on a CPU
+        core). All layers share one transfer to the device.
+        """
+        ids = [np.random.permutation(size)[:num_patches] for size in sizes]  # noqa: NPY002
+        everything = torch.from_numpy(np.concatenate(ids)).to(device, torch.int64)
+        return list(everything.split([len(layer) for layer in ids]))
+
+    def _project_and_normalise(self, feat_id: int, patches: Tensor) -> Tensor:
+        with torch.autocast(patches.device.type, enabled=False):
+            return self.l2norm(self._project(feat_id, patches))
 
     def _project(self, feat_id: int, patches: Tensor) -> Tensor:
         """The layer's mlp, if there is one, in float32, or float64 if patches or weights are."""
@@ -260,16 +283,3 @@ class PatchSampleF(nn.Module):
                 with torch.random.fork_rng(devices=self.gpu_ids[:1]):
                     self._create_mlp([weight.shape[1] for weight in first_weights], first_weights[0].device)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-@torch.compiler.disable  # a compiled np.random draws from another generator
-def _draw_ids(sizes: Sequence[int], num_patches: int, device: torch.device) -> list[Tensor]:
-    """Distinct random positions for each layer, each [min(num_patches, size)] int64.
-
-    The whole permutation is drawn although little of it is kept: nothing cheaper leaves the same
-    ids and the same generator state as CUT (0.9 ms for 262², 0.05 ms for 64² positions on a CPU
-    core). All layers share one transfer to the device.
-    """
-    ids = [np.random.permutation(size)[:num_patches] for size in sizes]  # noqa: NPY002
-    everything = torch.from_numpy(np.concatenate(ids)).to(device, torch.int64)
-    return list(everything.split([len(layer) for layer in ids]))

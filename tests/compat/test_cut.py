@@ -1,89 +1,21 @@
 """The drop-in against the formulas of the public CUT code, written here anew from its behaviour."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from cut_formulas import WIDTHS, CutSample, cut_loss, make_feats, options, seed_all
 from torch import nn
 
 from fastsketch.compat.cut import PatchNCELoss, PatchSampleF
-from fastsketch.nn import ResnetGenerator
 
-WIDTHS = (3, 8, 16)
 # Of a layer's losses, or of a gradient, as vectors: rounding of sums over S = D = 32, magnified by 1/τ = 14 in the
 # logits. Single losses close to 0 lose more digits, in CUT's formula as well.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-14}
 
 
-def options(**changes) -> SimpleNamespace:
-    values = {"nce_T": 0.07, "batch_size": 1, "nce_includes_all_negatives_from_minibatch": False}
-    return SimpleNamespace(**(values | changes))
-
-
 def relative_error(got, expected):
     return (got - expected).norm() / expected.norm()
-
-
-def cut_loss(q, k, opt):
-    """Cross-entropy of [positive, all products with the diagonal at -10] / τ against class 0."""
-    images = 1 if opt.nce_includes_all_negatives_from_minibatch else opt.batch_size
-    q, k = q.reshape(images, -1, q.shape[-1]), k.detach().reshape(images, -1, k.shape[-1])
-    products = torch.einsum("bid,bjd->bij", q, k)
-    positive = (q * k).sum(-1, keepdim=True)
-    itself = torch.eye(q.shape[1], dtype=torch.bool)
-    logits = torch.cat([positive, products.masked_fill(itself, -10.0)], dim=-1) / opt.nce_T
-    target = torch.zeros(logits.shape[:2].numel(), dtype=torch.long)
-    return F.cross_entropy(logits.flatten(0, 1), target, reduction="none")
-
-
-class CutSample(nn.Module):
-    """CUT's sampling and projection: the same module names, draws and arithmetic, in plain torch."""
-
-    def __init__(self, nc=32, init=lambda weight: nn.init.normal_(weight, 0.0, 0.02)):
-        super().__init__()
-        self.nc, self.init, self.made = nc, init, False
-
-    def make(self, widths):
-        for i, width in enumerate(widths):
-            mlp = nn.Sequential(nn.Linear(width, self.nc), nn.ReLU(), nn.Linear(self.nc, self.nc))
-            self.add_module(f"mlp_{i}", mlp)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                self.init(module.weight.data)
-                module.bias.data.zero_()
-        self.made = True
-        return self
-
-    def forward(self, feats, num_patches=64, patch_ids=None):
-        if not self.made:
-            self.make([feat.shape[1] for feat in feats])
-        patches, ids = [], []
-        for i, feat in enumerate(feats):
-            if patch_ids is None:
-                positions = np.random.permutation(feat.shape[2] * feat.shape[3])  # noqa: NPY002
-                ids.append(torch.from_numpy(positions[:num_patches].copy()))
-            else:
-                ids.append(patch_ids[i])
-            x = feat.flatten(2).transpose(1, 2)[:, ids[i]].reshape(-1, feat.shape[1])
-            x = self.get_submodule(f"mlp_{i}")(x)
-            patches.append(x / (x.square().sum(1, keepdim=True).sqrt() + 1e-7))
-        return patches, ids
-
-
-def make_feats(batch, seed=0, dtype=torch.float32, size=9):
-    generator = torch.Generator().manual_seed(seed)
-    sizes = [(size, size + 1), (size, size), (5, 4)]
-    return [
-        torch.randn(batch, width, *hw, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-        for width, hw in zip(WIDTHS, sizes, strict=True)
-    ]
-
-
-def seed_all(seed):
-    torch.manual_seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
 
 
 def run(net, loss, query_feats, key_feats):
@@ -322,95 +254,6 @@ def test_checkpoints_that_do_not_fit():
         PatchSampleF(use_mlp=True, nc=32).load_state_dict({k: v for k, v in state.items() if k != "mlp_1.2.bias"})
     with pytest.raises(RuntimeError, match=r"Unexpected key.*mlp_0\.0\.weight"):
         PatchSampleF(use_mlp=False).load_state_dict(state)
-
-
-def cut_generator_state(width):
-    """A netG checkpoint of resnet_9blocks by CUT's names: layer numbers, instance norms without parameters."""
-
-    def blur(row, gain, channels):
-        row = torch.tensor(row)
-        return (gain * torch.outer(row, row) / row.sum() ** 2).repeat(channels, 1, 1, 1)
-
-    convolutions = {1: (3, width, 7), 4: (width, 2 * width, 3), 8: (2 * width, 4 * width, 3)}
-    convolutions |= {f"{n}.conv_block.{i}": (4 * width, 4 * width, 3) for n in range(12, 21) for i in (1, 5)}
-    convolutions |= {22: (4 * width, 2 * width, 3), 26: (2 * width, width, 3), 30: (width, 3, 7)}
-    state = {}
-    for name, (fan_in, fan_out, side) in convolutions.items():
-        state[f"model.{name}.weight"] = torch.randn(fan_out, fan_in, side, side) * (fan_in * side**2) ** -0.5
-        state[f"model.{name}.bias"] = torch.randn(fan_out)
-    for number, channels in ((7, 2 * width), (11, 4 * width)):
-        state[f"model.{number}.filt"] = blur([1.0, 2.0, 1.0], 1, channels)
-    for number, channels in ((21, 4 * width), (25, 2 * width)):
-        state[f"model.{number}.filt"] = blur([1.0, 3.0, 3.0, 1.0], 4, channels)
-    return state
-
-
-def cut_generate(state, x):
-    """CUT's generator evaluated from its checkpoint."""
-
-    def conv(x, name, pad=0, mode="constant"):
-        pad = F.pad(x, [pad] * 4, mode=mode)
-        return F.conv2d(pad, state[f"model.{name}.weight"], state[f"model.{name}.bias"])
-
-    x = F.instance_norm(conv(x, 1, 3, "reflect")).relu()
-    for number in (4, 8):
-        x = F.instance_norm(conv(x, number, 1)).relu()
-        x = F.conv2d(F.pad(x, [1] * 4, "reflect"), state[f"model.{number + 3}.filt"], stride=2, groups=x.shape[1])
-    for number in range(12, 21):
-        y = F.instance_norm(conv(x, f"{number}.conv_block.1", 1, "reflect")).relu()
-        x = x + F.instance_norm(conv(y, f"{number}.conv_block.5", 1, "reflect"))
-    for number in (21, 25):
-        padded = F.pad(x, [1] * 4, "replicate")
-        x = F.conv_transpose2d(padded, state[f"model.{number}.filt"], stride=2, padding=2, groups=x.shape[1])
-        x = F.instance_norm(conv(x[:, :, 1:-1, 1:-1], number + 1, 1)).relu()
-    return conv(x, 30, 3, "reflect").tanh()
-
-
-def test_old_generator_checkpoints_load():
-    torch.manual_seed(0)
-    state = cut_generator_state(4)
-    netg = ResnetGenerator(in_channels=3, out_channels=3, width=4, blocks=9, attention=False, mask_channel=False)
-    netg.load_state_dict(state, strict=True)
-    assert netg.state_dict().keys() == state.keys()  # and CUT loads ours
-    x = torch.rand(2, 3, 32, 24) * 2 - 1
-    with torch.no_grad():
-        torch.testing.assert_close(netg(x), cut_generate(state, x), rtol=1e-4, atol=1e-5)
-
-
-def test_fifty_steps_stay_with_cut():
-    """Two runs from the same seeds: image, netF and random ids; Adam may amplify rounding, to 1e-4 at most."""
-    opt = options(batch_size=2)
-
-    def train(netf, loss):
-        seed_all(3)
-        encoder = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, stride=2)]).requires_grad_(False)
-        photo = torch.randn(2, 3, 14, 14)
-        sketch = torch.randn(2, 3, 14, 14, requires_grad=True)
-
-        def encode(x):
-            feats = [x]
-            for layer in encoder:
-                feats.append(layer(feats[-1]).relu())
-            return feats
-
-        netf(encode(photo), 16)  # makes the mlps
-        optimizer = torch.optim.Adam([sketch, *netf.parameters()], lr=2e-3, betas=(0.5, 0.999))
-        history = []
-        for _ in range(50):
-            key, ids = netf(encode(photo), 16, None)
-            query, _ = netf(encode(sketch), 16, ids)
-            total = sum(loss(q, k).mean() for q, k in zip(query, key, strict=True)) / 3
-            optimizer.zero_grad()
-            total.backward()
-            optimizer.step()
-            history.append(total.item())
-        return torch.tensor(history), sketch.detach()
-
-    expected = train(CutSample(), lambda q, k: cut_loss(q, k, opt))
-    got = train(PatchSampleF(use_mlp=True, nc=32), PatchNCELoss(opt))
-    assert expected[0][-1] < 0.9 * expected[0][0]  # it does train
-    torch.testing.assert_close(got[0], expected[0], rtol=1e-4, atol=0)
-    torch.testing.assert_close(got[1], expected[1], rtol=1e-4, atol=1e-4)
 
 
 def test_compiles_whole_with_given_ids():

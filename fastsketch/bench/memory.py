@@ -1,0 +1,146 @@
+"""Peak memory and number of operators of one call.
+
+On a CPU each call to be measured runs in a process of its own (forked from a server that has imported everything and
+computed nothing, so that no earlier call's scratch memory is there to be used again). It warms up on a small case of
+the same kind, resets the kernel's high-water mark of resident memory (Linux: /proc/self/clear_refs), calls once, and
+takes the rise: results, scratch memory of every thread and the allocator's slack count; inputs and weights do not.
+On a GPU it is what torch's allocator reports.
+"""
+
+import ctypes
+import gc
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastsketch.bench.case import Case, Contender, Recipe
+
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+MMAP_THRESHOLD, OPTION = 64 * 1024, -3
+"""glibc keeps freed blocks below a threshold that grows with use; fixed here, so that blocks return to the system."""
+
+
+def _resident(field: str) -> int:
+    return int(STATUS.read_text().split(f"{field}:")[1].split()[0]) * 1024
+
+
+def _call(contender: Contender, inputs: Any) -> Any:
+    return contender.run(inputs, contender.prepare(inputs))
+
+
+def _measure_cpu(recipe: Recipe, name: str, threads: int) -> int:
+    torch.set_num_threads(threads)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(OPTION, MMAP_THRESHOLD)
+    case = recipe.case()
+    contender = case.contenders[name]
+    inputs = case.make()
+    if contender.compiled:
+        _call(contender, inputs)  # compiles for these very shapes
+    else:
+        small = recipe.warm_up()
+        _call(small.contenders[name], small.make())
+    gc.collect()
+    prepared = contender.prepare(inputs)
+    libc.malloc_trim(0)
+    RESET.write_text("5")
+    before = _resident("VmRSS")
+    result = contender.run(inputs, prepared)
+    rise = _resident("VmHWM") - before
+    del result
+    return max(rise, 0)
+
+
+def _serve(pipe: Connection, recipe: Recipe, name: str, threads: int) -> None:
+    try:
+        pipe.send(_measure_cpu(recipe, name, threads))
+    except (RuntimeError, MemoryError, OSError) as error:
+        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+
+
+def peak(recipe: Recipe, name: str, *, threads: int, device: str = "cpu", timeout: float = 300.0) -> int | None:
+    """Bytes that one call of a contender takes above what was there before; None where it cannot be measured.
+
+    Args:
+        recipe: of the case.
+        name: of the contender.
+        threads: that the call may use.
+        device: cpu or cuda.
+        timeout: seconds after which the call is given up.
+    """
+    if device == "cuda":
+        case = recipe.case(device)
+        return _peak_cuda(case, name)
+    if sys.platform != "linux":
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fastsketch.bench.cases", "fastsketch.bench.step"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(theirs, recipe, name, threads), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        answer = ours.recv() if ours.poll(timeout) else f"no answer in {timeout:g} s"
+    except EOFError:
+        answer = "the process was killed (out of memory?)"
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(answer, str):
+        print(f"  memory of {name}: not measured, {answer}", file=sys.stderr)
+        return None
+    return answer
+
+
+def _peak_cuda(case: Case, name: str) -> int:
+    contender, inputs = case.contenders[name], case.make()
+    _call(contender, inputs)
+    prepared = contender.prepare(inputs)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    contender.run(inputs, prepared)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+class _Counter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _counting() -> Iterator[_Counter]:
+    counter = _Counter()
+    with counter:
+        yield counter
+
+
+def launches(case: Case, name: str, device: str = "cpu") -> int | None:
+    """Operators dispatched in one call, views included (CPU), or kernels launched (GPU); None for compiled CPU code."""
+    contender, inputs = case.contenders[name], case.make()
+    if device == "cuda":
+        _call(contender, inputs)
+        prepared = contender.prepare(inputs)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            contender.run(inputs, prepared)
+            torch.cuda.synchronize()
+        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
+    if contender.compiled:
+        return None
+    prepared = contender.prepare(inputs)
+    with _counting() as counter:
+        contender.run(inputs, prepared)
+    return counter.count

@@ -1,0 +1,104 @@
+"""Drop-in `MoNCELoss` for the public MoNCE code [L: Zhan et al., CVPR 2022].
+
+`PatchSampleF` is CUT's, with positions from torch.randperm; `PatchNCELoss` is CUT's.
+"""
+
+from argparse import Namespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastsketch.compat import cut
+from fastsketch.compat.cut import PatchNCELoss
+from fastsketch.compat.dclgan import PatchSampleF
+
+__all__ = ["MoNCELoss", "PatchNCELoss", "PatchSampleF"]
+
+ITERATIONS = 50
+"""Sinkhorn iterations, as in MoNCE; as many solve for the gradient."""
+
+
+class _TransportPlan(torch.autograd.Function):
+    """Entropic optimal transport of a cost [B, S, S]: exp(cost/ε), scaled by turns to unit rows and columns.
+
+    Its gradient is that of the fixed point, by implicit differentiation: with G = ∂L/∂P ⊙ P, find λ, μ with
+    λ + P μ = G 1 and Pᵀ λ + μ = Gᵀ 1; then ∂L/∂cost = (G − P ⊙ (λ 1ᵀ + 1 μᵀ)) / ε. Where the iterations have
+    converged this is the gradient through all of them, which MoNCE takes, without their graph.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cost: Tensor, epsilon: float) -> Tensor:
+        # A row's largest entry becomes 1: the scaling absorbs it, and nothing overflows.
+        kernel = ((cost - cost.amax(-1, keepdim=True)) / epsilon).exp_()
+        right = kernel.new_ones(*kernel.shape[:2], 1)
+        for _ in range(ITERATIONS):
+            left = torch.bmm(kernel, right).reciprocal_()
+            right = torch.bmm(kernel.mT, left).reciprocal_()
+        plan = kernel.mul_(left).mul_(right.mT)
+        ctx.save_for_backward(plan)
+        ctx.epsilon = epsilon
+        return plan
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (plan,) = ctx.saved_tensors
+        grad = grad * plan
+        of_rows, of_columns = grad.sum(2, keepdim=True), grad.sum(1)[..., None]
+        columns = torch.zeros_like(of_columns)
+        for _ in range(ITERATIONS):
+            rows = of_rows - torch.bmm(plan, columns)
+            columns = of_columns - torch.bmm(plan.mT, rows)
+        return (grad - plan * (rows + columns.mT)) / ctx.epsilon, None
+
+
+class MoNCELoss(cut.PatchNCELoss):
+    """MoNCE's patch loss: negatives weighted by an entropic optimal-transport plan.
+
+    Args:
+        opt: the options, read at each call: CUT's, and `eps` (ε > 0), `cost_type` ("easy" or "hard"),
+            `neg_term_weight`, `num_patches`.
+        detach_plan: leave the plan out of the gradient [D]; MoNCE does not.
+    """
+
+    def __init__(self, opt: Namespace | Any, detach_plan: bool = False) -> None:
+        super().__init__(opt)
+        self.detach_plan = detach_plan
+        self.l2_norm = cut.Normalize(2)  # not used here, nor in MoNCE
+
+    def forward(
+        self,
+        feat_q: Tensor,  # [B·S, D]
+        feat_k: Tensor,  # [B·S, D]
+    ) -> Tensor:  # [B·S]
+        """The loss of each query, not reduced; the keys are detached.
+
+        Args:
+            feat_q: normalised queries, images one after the other, any floating dtype.
+            feat_k: normalised keys of the same shape, positives row by row.
+
+        Returns:
+            Losses [B·S], float32 (float64 for float64 input).
+
+        Raises:
+            ValueError: other shapes, an unknown `opt.cost_type`, or no number of images is known that divides the rows.
+        """
+        self._check(feat_q, feat_k)
+        if self.opt.cost_type not in ("easy", "hard"):
+            raise ValueError(f"opt.cost_type must be easy or hard, got {self.opt.cost_type!r}")
+        whole = getattr(self.opt, "nce_includes_all_negatives_from_minibatch", False)
+        images = 1 if whole else self._num_images(feat_q, feat_k)
+        dtype = torch.promote_types(feat_q.dtype, torch.float32)
+        shape = (images, feat_q.shape[0] // images, feat_q.shape[1])
+        with torch.autocast(feat_q.device.type, enabled=False):
+            query, key = feat_q.to(dtype).reshape(shape), feat_k.detach().to(dtype).reshape(shape)
+            products = torch.bmm(query, key.mT)
+            diagonal = torch.eye(shape[1], dtype=torch.bool, device=query.device)
+            cost = products if self.opt.cost_type == "hard" else 1 - products
+            cost = (cost.detach() if self.detach_plan else cost).masked_fill(diagonal, -10.0)
+            plan = _TransportPlan.apply(cost, self.opt.eps)
+            weight = plan * ((self.opt.num_patches - 1) * self.opt.neg_term_weight) + 1e-8
+            logits = products / self.opt.nce_T + weight.log().masked_fill(diagonal, 0.0)  # the diagonal is the positive
+            target = torch.arange(shape[1], device=query.device).expand(shape[:2])
+            return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
