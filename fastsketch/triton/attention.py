@@ -25,13 +25,13 @@ def attention_statistics_forward(
     keys = key.shape[1]
     entropy, lse = (query.new_empty(batch, queries, dtype=configs.ACCUMULATION) for _ in range(2))
     received = key.new_empty(batch, keys, dtype=configs.ACCUMULATION)
-    tile = configs.attention_forward_tile(query, width)
+    tiles = configs.attention_forward_tiles(query, key)
     rest = (queries, keys, width, scale * LOG2_E, *query.stride(), *key.stride())
-    constants = {**tile.constants(width), **configs.first_dot(query.dtype)}
-    programs = batch * triton.cdiv(queries, tile.rows)
-    launch.run(rows_kernel, programs, tile, (query, key, entropy, lse, *rest), constants)
-    programs = batch * triton.cdiv(keys, tile.rows)
-    launch.run(columns_kernel, programs, tile, (query, key, lse, received, *rest), constants)
+    constants = configs.first_dot(query.dtype)
+    arguments = (query, key, entropy, lse, *rest)
+    launch.run(rows_kernel, tiles, lambda tile: batch * triton.cdiv(queries, tile.rows), arguments, constants)
+    arguments = (query, key, lse, received, *rest)
+    launch.run(columns_kernel, tiles, lambda tile: batch * triton.cdiv(keys, tile.rows), arguments, constants)
     return received, entropy, lse
 
 
@@ -51,12 +51,12 @@ def attention_statistics_backward(
     grad_query, grad_key = query.new_empty(query.shape), key.new_empty(key.shape)
     entropy, lse = entropy.contiguous(), lse.contiguous()  # ours are: no copy
     row_mean = lse.new_empty(batch, queries)
-    tile = configs.attention_backward_tile(query, width)
+    tiles = configs.attention_backward_tiles(query, key)
     for of_query, x, y, grad in ((True, query, key, grad_query), (False, key, query, grad_key)):
         launch.run(
             backward_kernel,
-            batch * triton.cdiv(x.shape[1], tile.rows) * triton.cdiv(width, tile.out),
-            tile,
+            tiles,
+            lambda tile, count=x.shape[1]: batch * triton.cdiv(count, tile.rows) * triton.cdiv(width, tile.out),
             (
                 x,
                 y,
@@ -78,8 +78,6 @@ def attention_statistics_backward(
             ),
             {
                 "OF_QUERY": of_query,
-                "BLOCK_OUT": tile.out,
-                **tile.constants(width),
                 **configs.first_dot(query.dtype),
                 **configs.second_dot(query.dtype),
             },

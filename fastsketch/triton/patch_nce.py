@@ -35,19 +35,17 @@ def patch_nce_forward(
     scales = [query.new_empty((batch, samples) if normalize else 0, dtype=configs.ACCUMULATION) for _ in range(2)]
     apart = normalize and samples > configs.NORMS_APART
     if apart:
-        tile = configs.norms_tile()
         launch.run(
             inverse_norms_kernel,
-            batch * triton.cdiv(samples, tile.rows),
-            tile,
+            configs.norms_tiles(),
+            lambda tile: batch * triton.cdiv(samples, tile.rows),
             (query, key, *scales, samples, width, *query.stride(), *key.stride()),
-            {"BLOCK_M": tile.rows},
+            {},
         )
-    tile = configs.patch_nce_forward_tile(query, samples, width)
     launch.run(
         forward_kernel,
-        batch * triton.cdiv(samples, tile.rows),
-        tile,
+        configs.patch_nce_forward_tiles(query, key),
+        lambda tile: batch * triton.cdiv(samples, tile.rows),
         (
             query,
             key,
@@ -66,7 +64,6 @@ def patch_nce_forward(
             "NORMALIZE": normalize,
             "NORMS_APART": apart,
             "NEGATIVES": NEGATIVES.index(negatives),
-            **tile.constants(width),
             **configs.first_dot(query.dtype),
         },
     )
@@ -108,7 +105,7 @@ def patch_nce_backward(
     grad_key = key.new_empty(key.shape if need_key else 0)
     negative_mass = query.new_empty((batch, samples) if need_key else 0, dtype=configs.ACCUMULATION)
     lse, query_scale, key_scale = (x.contiguous() for x in (lse, query_scale, key_scale))  # ours are: no copy
-    tile = configs.patch_nce_backward_tile(query, width)
+    tiles = configs.patch_nce_backward_tiles(query, key)
     sides = [
         (True, query, key, query_scale, key_scale, grad_query, need_query),
         (False, key, query, key_scale, query_scale, grad_key, need_key),
@@ -118,8 +115,10 @@ def patch_nce_backward(
             continue
         launch.run(
             backward_kernel,
-            batch * triton.cdiv(samples, tile.rows) * (triton.cdiv(width, tile.out) if needed else 1),
-            tile,
+            tiles,
+            lambda tile, parts=needed: (
+                batch * triton.cdiv(samples, tile.rows) * (triton.cdiv(width, tile.out) if parts else 1)
+            ),
             (
                 x,
                 y,
@@ -145,8 +144,6 @@ def patch_nce_backward(
                 "STORE_MASS": of_query and need_key,
                 "NORMALIZE": normalize,
                 "NEGATIVES": NEGATIVES.index(negatives),
-                "BLOCK_OUT": tile.out,
-                **tile.constants(width),
                 **configs.first_dot(query.dtype),
                 **configs.second_dot(query.dtype),
             },
