@@ -162,7 +162,7 @@ def patch_nce_backward_tiles(query: Tensor, key: Tensor) -> Tiles:
     width = query.shape[-1]
     if query.dtype == torch.float32:
         if fp32_precision() == "ieee":
-            return (Tile(rows=32, columns=32, depth=32, out=32, warps=8, stages=1),)
+            return (Tile(rows=32, columns=32, depth=16, out=32, warps=8, stages=1),)
         if not aligned(query, key):
             return (Tile(rows=64, columns=16, depth=16, out=32, warps=8, stages=2),)
         columns = 32 if capability(query.device) == 90 else 16
@@ -193,7 +193,7 @@ def attention_backward_tiles(query: Tensor, key: Tensor) -> Tiles:
     width = query.shape[-1]
     if query.dtype == torch.float32:
         if fp32_precision() == "ieee":
-            return (Tile(rows=32, columns=32, depth=32, out=32, warps=8, stages=1),)
+            return (Tile(rows=32, columns=32, depth=16, out=32, warps=8, stages=1),)
         if not aligned(query, key):
             depth = 16 if accumulates_apart(query.device) else 32
             return (Tile(rows=64, columns=16, depth=depth, out=32, warps=8, stages=2),)

@@ -1,6 +1,5 @@
 """What a kernel needs of a chip that is not there: compiled by Triton, read from the machine code."""
 
-import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,16 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-import torch
 import triton
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
-from fastsketch.triton import attention, configs, gather, launch, patch_nce, placement
+from fastsketch.triton import configs, launch
 from fastsketch.triton.configs import Tile
-
-CHIPS = (80, 90, 100, 120)
-"""Compute capabilities, times ten, that everything is compiled for."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +78,11 @@ def _chip(capability: int, purpose: str) -> Iterator[None]:
         yield
 
 
-def _warm(launch: Launch) -> Any:
-    named = {**launch.tile.constants(launch.kernel.arg_names), **launch.constants}
+def _warm(launch: Launch, **options: Any) -> Any:
     tile = launch.tile
-    return launch.kernel.warmup(*launch.arguments, grid=(1,), **named, num_warps=tile.warps, num_stages=tile.stages)
+    named = {**tile.constants(launch.kernel.arg_names), **launch.constants}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, **options}
+    return launch.kernel.warmup(*launch.arguments, grid=(1,), **named, **options)
 
 
 @contextmanager
@@ -123,15 +118,26 @@ def recorded(capability: int) -> Iterator[list[Launch]]:
         yield launches
 
 
-def usage(launch: Launch, capability: int) -> Usage:
+def cubin(launch: Launch, capability: int, most_registers: int | None = None) -> tuple[bytes, Usage]:
     """Compile a recorded launch for a chip of this compute capability (times ten), specialised as Triton's launcher
-    does it, and read what the machine code uses.
+    does it: the machine code, and what it uses.
+
+    Args:
+        launch: from `recorded` or `shipped`.
+        capability: of the chip.
+        most_registers: what a thread is held to; None: what a thread can have.
     """
     with _chip(capability, "compiling"):
-        compiled = _warm(launch)
+        compiled = _warm(launch, maxnreg=most_registers)
     registers, stack, instructions = _machine_code(compiled.asm["cubin"])
     kinds = [kind for kind in ("wgmma.mma_async", "tcgen05.mma", "mma.sync") if f"{kind}." in compiled.asm["ptx"]]
-    return Usage(registers, stack, compiled.metadata.shared, instructions, "+".join(kinds) or "none")
+    used = Usage(registers, stack, compiled.metadata.shared, instructions, "+".join(kinds) or "none")
+    return compiled.asm["cubin"], used
+
+
+def usage(launch: Launch, capability: int) -> Usage:
+    """What the machine code of `cubin` uses."""
+    return cubin(launch, capability)[1]
 
 
 _REGISTERS, _FRAME = 0x2F, 0x11
@@ -162,90 +168,3 @@ def _machine_code(cubin: bytes) -> tuple[int, int, int]:
                         found[attribute] = max(found.get(attribute, 0), struct.unpack_from("<II", cubin, at)[1])
                     at += length
     return found[_REGISTERS], found[_FRAME], instructions
-
-
-INPUTS = {
-    "float32": (torch.float32, "tf32x3"),
-    "float32-tf32": (torch.float32, "tf32"),
-    "float32-ieee": (torch.float32, "ieee"),
-    "bfloat16": (torch.bfloat16, ""),
-    "float16": (torch.float16, ""),
-}
-"""What tiles depend on: the dtype, and for float32 the precision of dots."""
-
-SAMPLES = (256, 2 * configs.NORMS_APART)
-WIDTHS = {"patch_nce": (64, 128, 256, 320), "attention": (32, 64, 128)}
-"""A width of each class that tiles are chosen by."""
-
-
-def shipped(capability: int, inputs: str) -> list[Launch]:
-    """Every kernel with every tile that the package can choose on a chip of this compute capability (times ten): rows
-    that can be read 16 bytes at a time (contiguous, of each class of widths) and rows that cannot (in any stride).
-
-    With the options that need most registers (normalised, norms inside, regions, gradients of query and key); further
-    options and index types change masks, not tiles.
-
-    Args:
-        capability: one of `CHIPS`.
-        inputs: one of `INPUTS`.
-    """
-    dtype, precision = INPUTS[inputs]
-    with mock.patch.dict(os.environ, FASTSKETCH_FP32=precision), recorded(capability) as launches:
-        for samples in SAMPLES:
-            for width in WIDTHS["patch_nce"]:
-                _patch_nce(_rows(5, samples, width, dtype))
-            _patch_nce(_rows(5, samples, 90, dtype)[..., ::2])
-        for width in WIDTHS["attention"]:
-            _attention(_rows(1, 4096, width, dtype))
-        _attention(_rows(1, 4096, 90, dtype)[..., ::2])
-        _gather(dtype)
-    distinct: dict[tuple, Launch] = {}
-    tiles: set[tuple] = set()
-    for made in launches:
-        if made.constants.get("NORMS_APART") and (made.kernel, made.tile) in tiles:
-            continue  # the form with norms inside needs more
-        if made.dots is None and precision in ("tf32", "ieee"):
-            continue  # as for tf32x3
-        tiles.add((made.kernel, made.tile))
-        distinct.setdefault((made.name, made.key), made)
-    return list(distinct.values())
-
-
-def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def _rows(batch: int, samples: int, width: int, dtype: torch.dtype) -> Tensor:
-    return _meta(batch, samples, width, dtype=dtype)
-
-
-def _patch_nce(rows: Tensor) -> None:
-    options = 0.07, "same_region", True
-    per_row, region = _meta(*rows.shape[:2]), _meta(*rows.shape[:2], dtype=torch.int64)
-    patch_nce.patch_nce_forward(rows, rows, region, *options)
-    if rows.shape[1] <= configs.NORMS_APART:  # the backward's tiles do not depend on the number of samples
-        saved = per_row, per_row, per_row
-        patch_nce.patch_nce_backward(per_row, rows, rows, region, *saved, *options, need_query=True, need_key=True)
-
-
-def _attention(rows: Tensor) -> None:
-    per_row = _meta(*rows.shape[:2])
-    attention.attention_statistics_forward(rows, rows, 0.2)
-    attention.attention_statistics_backward(per_row, per_row, rows, rows, per_row, per_row, 0.2)
-
-
-def _gather(dtype: torch.dtype) -> None:
-    """The method's five layers in one launch, in both layouts, and their places; taps of few and of many channels."""
-    index = _meta(2, 256, dtype=torch.int64)
-    sizes = ((262, 262), (256, 256), (128, 128), (64, 64), (64, 64))
-    for layout in (torch.contiguous_format, torch.channels_last):
-        layers = [
-            _meta(2, channels, *size, dtype=dtype).to(memory_format=layout)
-            for channels, size in zip((3, 128, 256, 256, 256), sizes, strict=True)
-        ]
-        patches = gather.gather_layers(layers, [index] * len(layers))
-        gather.gather_patches_forward(layers[0], index)
-        for x, patch in zip(layers[:2], patches, strict=False):
-            gather.tap_patches_add_(x, patch, index)
-    if dtype == torch.float32:
-        placement.place_positions(index, (64, 64), sizes, (3, 0, 0, 0, 0), _meta(5, 2, *index.shape))
