@@ -28,14 +28,13 @@ for four chips; read from the machine code. Stack and spills are 0 throughout. A
 
 No timing stands behind these tiles yet: they are what fits.
 
-- **rows**: "16 bytes" can be read so (contiguous, a width that is a multiple of 16); "any strides" cannot.
 - **tile**: rows of a program × rows of the other side at a time × depth of a dot × columns of a gradient; R: a dot
   takes whole rows, and the program keeps its own.
 - **registers** a thread (255 at most), **shared** memory of a program in bytes (at most {limits}),
   **instructions** of the machine code, **dots**: the tensor-core instructions in it.
 
 """
-SHOWN = ("chip", "kernel", "rows", "tile", "warps", "registers", "shared", "instructions", "dots")
+SHOWN = ("chip", "kernel", "tile", "warps", "registers", "shared", "instructions", "dots")
 ELSEWHERE = ("patch_nce.inverse_norms", "gather.", "placement.")
 """Kernels without dots: shown once, of float32."""
 

@@ -21,11 +21,12 @@ def attention_statistics_forward(
     """See `fastsketch.reference.attention`."""
     if not (launch.takes(query) and launch.takes(key)):
         return reference.attention_statistics_forward(query, key, scale)
+    query, key = launch.rows(query), launch.rows(key)
     batch, queries, width = query.shape
     keys = key.shape[1]
     entropy, lse = (query.new_empty(batch, queries, dtype=configs.ACCUMULATION) for _ in range(2))
     received = key.new_empty(batch, keys, dtype=configs.ACCUMULATION)
-    tiles = configs.attention_forward_tiles(query, key)
+    tiles = configs.attention_forward_tiles(query)
     rest = (queries, keys, width, scale * LOG2_E, *query.stride(), *key.stride())
     constants = configs.first_dot(query.dtype)
     arguments = (query, key, entropy, lse, *rest)
@@ -47,11 +48,13 @@ def attention_statistics_backward(
     """See `fastsketch.reference.attention`."""
     if not (launch.takes(query) and launch.takes(key)):
         return reference.attention_statistics_backward(grad_received, grad_entropy, query, key, entropy, lse, scale)
+    whole = query.shape[-1]
+    query, key = launch.rows(query), launch.rows(key)
     batch, queries, width = query.shape
     grad_query, grad_key = query.new_empty(query.shape), key.new_empty(key.shape)
     entropy, lse = entropy.contiguous(), lse.contiguous()  # ours are: no copy
     row_mean = lse.new_empty(batch, queries)
-    tiles = configs.attention_backward_tiles(query, key)
+    tiles = configs.attention_backward_tiles(query)
     for of_query, x, y, grad in ((True, query, key, grad_query), (False, key, query, grad_key)):
         launch.run(
             backward_kernel,
@@ -82,4 +85,6 @@ def attention_statistics_backward(
                 **configs.second_dot(query.dtype),
             },
         )
+    if width != whole:
+        grad_query, grad_key = (x[..., :whole].contiguous() for x in (grad_query, grad_key))
     return grad_query, grad_key

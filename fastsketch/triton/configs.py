@@ -118,17 +118,11 @@ def second_dot(dtype: torch.dtype) -> dict[str, Any]:
     return {"OUT_PRECISION": first["PRECISION"], "OUT_WIDE": first["WIDE"] or dtype == torch.float16}
 
 
-def aligned(*rows: Tensor) -> bool:
-    """Whether Triton knows that rows can be read 16 bytes at a time: it looks whether sizes, strides and addresses are
-    multiples of 16. Elsewhere every element takes registers for its address, and blocks must be smaller.
+def aligned(rows: Tensor) -> bool:
+    """Whether Triton knows that these rows can be read 16 bytes at a time: it looks whether sizes, strides and
+    addresses are multiples of 16. Elsewhere every element takes registers for its address, and blocks had to be smaller.
     """
-    return all(
-        x.stride(-1) == 1
-        and x.shape[-1] % 16 == 0
-        and all(s % 16 == 0 for s in x.stride()[:-1])
-        and x.data_ptr() % 16 == 0
-        for x in rows
-    )
+    return rows.stride(-1) == 1 and all(n % 16 == 0 for n in (rows.shape[-1], *rows.stride()[:-1], rows.data_ptr()))
 
 
 def norms_tiles() -> Tiles:
@@ -136,7 +130,7 @@ def norms_tiles() -> Tiles:
     return (Tile(rows=16, columns=1, depth=1, out=1, warps=4, stages=1),)
 
 
-def patch_nce_forward_tiles(query: Tensor, key: Tensor) -> Tiles:
+def patch_nce_forward_tiles(query: Tensor) -> Tiles:
     """Of patch_nce's forward. Few samples: small blocks, so that one image gives several programs."""
     samples, width = query.shape[1:]
     if query.dtype == torch.float32:
@@ -145,7 +139,7 @@ def patch_nce_forward_tiles(query: Tensor, key: Tensor) -> Tiles:
         columns = 64 if accumulates_apart(query.device) else 32
         return (Tile(rows=64, columns=columns, depth=32, out=1, warps=8, stages=3),)
     parts = Tile(rows=64, columns=64, depth=64, out=1, warps=8, stages=2)
-    if not 64 < width <= 256 or not aligned(query, key):
+    if not 64 < width <= 256:
         return (parts,)
     depth = 128 if width <= 128 else 256
     small = Tile(rows=64, columns=64, depth=depth, out=1, warps=4, stages=2, resident=True)
@@ -157,18 +151,14 @@ def patch_nce_forward_tiles(query: Tensor, key: Tensor) -> Tiles:
     return Tile(128, 128 if chip <= 90 else 64, depth, out=1, warps=8, stages=2, resident=True), small
 
 
-def patch_nce_backward_tiles(query: Tensor, key: Tensor) -> Tiles:
+def patch_nce_backward_tiles(query: Tensor) -> Tiles:
     """Of patch_nce's backward: rows wider than `out` are computed in parts, each with the logits anew."""
     width = query.shape[-1]
     if query.dtype == torch.float32:
         if fp32_precision() == "ieee":
             return (Tile(rows=32, columns=32, depth=16, out=32, warps=8, stages=1),)
-        if not aligned(query, key):
-            return (Tile(rows=64, columns=16, depth=16, out=32, warps=8, stages=2),)
         columns = 32 if capability(query.device) == 90 else 16
         return (Tile(rows=64, columns=columns, depth=16, out=128, warps=8, stages=2),)
-    if not aligned(query, key):
-        return (Tile(rows=64, columns=32, depth=64, out=32, warps=8, stages=2),)
     parts = Tile(rows=64, columns=32, depth=64, out=64, warps=8, stages=2)
     if not 64 < width <= 256:
         return (parts,)
@@ -176,31 +166,26 @@ def patch_nce_backward_tiles(query: Tensor, key: Tensor) -> Tiles:
     return Tile(rows=64, columns=64, depth=depth, out=out, warps=8, stages=2, resident=True), parts
 
 
-def attention_forward_tiles(query: Tensor, key: Tensor) -> Tiles:
+def attention_forward_tiles(query: Tensor) -> Tiles:
     """Of both forward passes of attention_statistics, whose rows are short (an eighth of the channels)."""
     width = query.shape[-1]
     if query.dtype == torch.float32:
         if fp32_precision() == "ieee":
             return (Tile(rows=32, columns=32, depth=32, out=1, warps=8, stages=2),)
         return (Tile(rows=64, columns=32, depth=32, out=1, warps=8, stages=2, resident=width <= 32),)
-    if width <= 64 and aligned(query, key):
+    if width <= 64:
         return (Tile(rows=64, columns=64, depth=64, out=1, warps=4, stages=2, resident=True),)
     return (Tile(rows=64, columns=64, depth=64, out=1, warps=8, stages=2),)
 
 
-def attention_backward_tiles(query: Tensor, key: Tensor) -> Tiles:
+def attention_backward_tiles(query: Tensor) -> Tiles:
     """Of attention_statistics' backward."""
     width = query.shape[-1]
     if query.dtype == torch.float32:
         if fp32_precision() == "ieee":
             return (Tile(rows=32, columns=32, depth=16, out=32, warps=8, stages=1),)
-        if not aligned(query, key):
-            depth = 16 if accumulates_apart(query.device) else 32
-            return (Tile(rows=64, columns=16, depth=depth, out=32, warps=8, stages=2),)
         out, resident = (32, True) if width <= 32 else (128, False)
         return (Tile(rows=64, columns=32, depth=32, out=out, warps=8, stages=2, resident=resident),)
-    if not aligned(query, key):
-        return (Tile(rows=64, columns=32, depth=64, out=32, warps=8, stages=2),)
     parts = Tile(rows=64, columns=32, depth=64, out=64, warps=8, stages=2)
     if width > 64:
         return (parts,)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from fastsketch.triton import autotune, configs
@@ -17,6 +18,18 @@ def takes(x: Tensor) -> bool:
     hands to the reference: float64 (which is for checking), empty tensors, and GPUs older than compute capability 8.0.
     """
     return x.dtype in _DTYPES and x.numel() > 0 and configs.capability(x.device) >= configs.LEAST_CAPABILITY
+
+
+def rows(x: Tensor) -> Tensor:
+    """Rows [..., D] that can be read 16 bytes at a time: as they are, or a copy, made wider by zeros, which change
+    neither products nor norms.
+    """
+    if configs.aligned(x):
+        return x
+    width = x.shape[-1]
+    copy = x.new_zeros(*x.shape[:-1], triton.cdiv(width, 16) * 16)
+    copy[..., :width] = x
+    return copy
 
 
 def run(

@@ -30,6 +30,7 @@ def patch_nce_forward(
     """See `fastsketch.reference.patch_nce`."""
     if not launch.takes(query):
         return reference.patch_nce_forward(query, key, region, temperature, negatives, normalize)
+    query, key = launch.rows(query), launch.rows(key)
     batch, samples, width = query.shape
     loss, lse = (query.new_empty(batch, samples, dtype=configs.ACCUMULATION) for _ in range(2))
     scales = [query.new_empty((batch, samples) if normalize else 0, dtype=configs.ACCUMULATION) for _ in range(2)]
@@ -44,7 +45,7 @@ def patch_nce_forward(
         )
     launch.run(
         forward_kernel,
-        configs.patch_nce_forward_tiles(query, key),
+        configs.patch_nce_forward_tiles(query),
         lambda tile: batch * triton.cdiv(samples, tile.rows),
         (
             query,
@@ -100,12 +101,14 @@ def patch_nce_backward(
             need_query,
             need_key,
         )
+    whole = query.shape[-1]
+    query, key = launch.rows(query), launch.rows(key)
     batch, samples, width = query.shape
     grad_query = query.new_empty(query.shape if need_query else 0)
     grad_key = key.new_empty(key.shape if need_key else 0)
     negative_mass = query.new_empty((batch, samples) if need_key else 0, dtype=configs.ACCUMULATION)
     lse, query_scale, key_scale = (x.contiguous() for x in (lse, query_scale, key_scale))  # ours are: no copy
-    tiles = configs.patch_nce_backward_tiles(query, key)
+    tiles = configs.patch_nce_backward_tiles(query)
     sides = [
         (True, query, key, query_scale, key_scale, grad_query, need_query),
         (False, key, query, key_scale, query_scale, grad_key, need_key),
@@ -148,4 +151,6 @@ def patch_nce_backward(
                 **configs.second_dot(query.dtype),
             },
         )
+    if width != whole:
+        grad_query, grad_key = (x[..., :whole].contiguous() for x in (grad_query, grad_key))
     return grad_query, grad_key

@@ -34,9 +34,8 @@ WIDTHS = {"patch_nce": (64, 128, 256, 320), "attention": (32, 64, 128)}
 
 
 def shipped(capability: int, inputs: str) -> list[Launch]:
-    """Every kernel with every tile that the package can choose on a chip of this compute capability (times ten): rows
-    that can be read 16 bytes at a time (contiguous, of each class of widths) and rows that cannot (in any
-    stride, beyond 2^31 elements).
+    """Every kernel with every tile that the package can choose on a chip of this compute capability (times ten), for
+    each class of widths.
 
     With the options that need most registers (normalised, norms inside, regions, gradients of query and key); further
     options and index types change masks, not tiles.
@@ -50,10 +49,8 @@ def shipped(capability: int, inputs: str) -> list[Launch]:
         for samples in SAMPLES:
             for width in WIDTHS["patch_nce"]:
                 _patch_nce(_rows(5, samples, width, dtype))
-            _patch_nce(_odd_rows(5, samples, dtype))
         for width in WIDTHS["attention"]:
             _attention(_rows(1, 4096, width, dtype))
-        _attention(_odd_rows(2, 4096, dtype))
         _gather(dtype)
     distinct: dict[tuple, Launch] = {}
     tiles: set[tuple] = set()
@@ -73,10 +70,6 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def _rows(batch: int, samples: int, width: int, dtype: torch.dtype) -> Tensor:
     return _meta(batch, samples, width, dtype=dtype)
-
-
-def _odd_rows(batch: int, samples: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty_strided((batch, samples, 45), (2**31 + 1, 91, 2), dtype=dtype, device="meta")
 
 
 def _patch_nce(rows: Tensor) -> None:
@@ -116,7 +109,7 @@ COLUMNS = (
     "chip",
     "inputs",
     "kernel",
-    "rows",
+    "layers",
     "tile",
     "warps",
     "stages",
@@ -137,7 +130,7 @@ def row(capability: int, inputs: str, launch: Launch, used: Usage) -> dict[str, 
         "chip": f"sm_{capability}",
         "inputs": inputs,
         "kernel": launch.name,
-        "rows": _rows_read(launch),
+        "layers": _layers(launch),
         "tile": size,
         "warps": tile.warps,
         "stages": tile.stages,
@@ -146,14 +139,14 @@ def row(capability: int, inputs: str, launch: Launch, used: Usage) -> dict[str, 
     return {column: str(values[column]) for column in COLUMNS}
 
 
-def _rows_read(launch: Launch) -> str:
+def _layers(launch: Launch) -> str:
     first = launch.arguments[0]
     if isinstance(first, tuple):
         layers = f"{len(first)} layer{'s' * (len(first) > 1)}"
         return layers + (", channels last" if isinstance(first[0], gather.Layer) and first[-1].stride_c == 1 else "")
     if first.dim() == 4:
         return f"{first.shape[1]} channels" + (", channels last" if first.stride(1) == 1 else "")
-    return "16 bytes" if configs.aligned(*launch.arguments[:2]) else "any strides"
+    return ""
 
 
 @cache
