@@ -120,7 +120,7 @@ def second_dot(dtype: torch.dtype) -> dict[str, Any]:
 
 def aligned(rows: Tensor) -> bool:
     """Whether Triton knows that these rows can be read 16 bytes at a time: it looks whether sizes, strides and
-    addresses are multiples of 16. Elsewhere every element takes registers for its address, and blocks had to be smaller.
+    addresses are multiples of 16. Elsewhere every element takes registers for its address.
     """
     return rows.stride(-1) == 1 and all(n % 16 == 0 for n in (rows.shape[-1], *rows.stride()[:-1], rows.data_ptr()))
 
