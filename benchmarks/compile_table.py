@@ -30,8 +30,9 @@ No timing stands behind these tiles yet: they are what fits.
 
 - **tile**: rows of a program × rows of the other side at a time × depth of a dot × columns of a gradient; R: a dot
   takes whole rows, and the program keeps its own.
-- **registers** a thread (255 at most), **shared** memory of a program in bytes (at most {limits}),
-  **instructions** of the machine code, **dots**: the tensor-core instructions in it.
+- **registers** a thread (255 at most), **shared** memory of a program in bytes, **instructions** of the
+  machine code, **dots**: the tensor-core instructions in it.
+- A program may use at most this many bytes of shared memory: {limits}.
 
 """
 SHOWN = ("chip", "kernel", "tile", "warps", "registers", "shared", "instructions", "dots")
@@ -51,8 +52,9 @@ def page(rows: list[dict[str, str]], version: str) -> str:
             if r["inputs"] == ("float32" if plain else inputs) and r["kernel"].startswith(ELSEWHERE) == plain
         ]
         title = "Kernels without dots (float32)" if plain else inputs
-        text += [f"## {title}\n\n| {' | '.join(SHOWN)} |\n|{' --- |' * len(SHOWN)}\n"]
-        text += [f"| {' | '.join(r[c] for c in SHOWN)} |\n" for r in some]
+        shown = (*SHOWN[:2], "layers", *SHOWN[2:]) if plain else SHOWN
+        text += [f"## {title}\n\n| {' | '.join(shown)} |\n|{' --- |' * len(shown)}\n"]
+        text += [f"| {' | '.join(r[c] for c in shown)} |\n" for r in some]
         text += ["\n"]
     return "".join(text).rstrip() + "\n"
 
