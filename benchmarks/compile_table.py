@@ -1,76 +1,87 @@
-"""What every Triton kernel uses on chips that are not here: a Markdown table (docs/gpu.md), and the whole as csv.
+"""What every Triton kernel uses on chips that are not here: benchmarks/results/compile.csv and docs/gpu-resources.md.
 
-python -m benchmarks.compile_table [--csv FILE] [--capability 90 ...] [--inputs bfloat16 ...]
-Compiles some 250 launches a chip; minutes, on few cores. Needs no GPU.
+python -m benchmarks.compile_table [--processes N]
+Compiles every kernel with every tile for four chips, some minutes on two cores; needs no GPU. The tests compile all of
+it again, and hold the csv against what they find.
 """
 
 import argparse
 import csv
 import sys
-from dataclasses import astuple
+from pathlib import Path
+
+import triton
 
 from fastsketch.triton import configs
-from fastsketch.triton.resources import INPUTS, WIDTHS, Usage, compile_launch, shipped, usage
+from fastsketch.triton.shipped import CHIPS, COLUMNS, INPUTS, measure, row
 
-SHOWN = {"patch_nce": 256, "attention": 32, "gather": 256}
-"""The width whose row the table shows, by module: the method's own."""
+ROOT = Path(__file__).parents[1]
+CSV = ROOT / "benchmarks" / "results" / "compile.csv"
+PAGE = ROOT / "docs" / "gpu-resources.md"
 
-COLUMNS = ("chip", "inputs", "kernel", "width", "tile", "warps", "registers", "stack", "shared", "instructions", "dots")
+HEAD = """# What the Triton kernels use of a chip
+
+Every kernel with every tile that the package can choose (`fastsketch/triton/configs.py`), compiled by Triton {version}
+for four chips; read from the machine code. Stack and spills are 0 throughout. All of it is in
+[compile.csv](../benchmarks/results/compile.csv). `python -m benchmarks.compile_table` makes both, and
+`tests/compile/test_triton_compile.py` compiles everything again in every test run.
+
+No timing stands behind these tiles yet: they are what fits.
+
+- **tile**: rows of a program × rows of the other side at a time × depth of a dot × columns of a gradient; R: a dot
+  takes whole rows, and the program keeps its own.
+- **registers** a thread (255 at most), **shared** memory of a program in bytes, **instructions** of the
+  machine code, **dots**: the tensor-core instructions in it.
+- A program may use at most this many bytes of shared memory: {limits}.
+
+"""
+SHOWN = ("chip", "kernel", "tile", "warps", "registers", "shared", "instructions", "dots")
+ELSEWHERE = ("patch_nce.inverse_norms", "gather.", "placement.")
+"""Kernels without dots: shown once, of float32."""
 
 
-def rows(capability: int, inputs: str):
-    """One row of `COLUMNS` a launch, compiled."""
-    seen = set()
-    for width, launch in shipped(capability, inputs):
-        gradient = {True: " of query", False: " of key"}.get(launch.constants.get("OF_QUERY"), "")
-        few_or_many = (
-            " (one pass)" if launch.name == "patch_nce.forward" and not launch.constants["NORMS_APART"] else ""
-        )
-        name = launch.name + gradient + few_or_many
-        if (name, width) in seen:
-            continue
-        seen.add((name, width))
-        tile = launch.tile
-        used: Usage = usage(compile_launch(launch, capability))
-        yield (
-            f"sm_{capability}",
-            inputs,
-            name,
-            width,
-            f"{tile.rows}×{tile.columns}×{tile.depth}×{tile.out}",
-            tile.warps,
-            *astuple(used),
-        )
+def page(rows: list[dict[str, str]], version: str) -> str:
+    """docs/gpu-resources.md from the rows of the csv."""
+    limits = ", ".join(f"sm_{chip} {configs.SHARED_MEMORY[chip]:,}" for chip in CHIPS)
+    text = [HEAD.format(version=version, limits=limits)]
+    for inputs in (*INPUTS, "no dots"):
+        plain = inputs == "no dots"
+        some = [
+            r
+            for r in rows
+            if r["inputs"] == ("float32" if plain else inputs) and r["kernel"].startswith(ELSEWHERE) == plain
+        ]
+        title = "Kernels without dots (float32)" if plain else inputs
+        shown = (*SHOWN[:2], "layers", *SHOWN[2:]) if plain else SHOWN
+        text += [f"## {title}\n\n| {' | '.join(shown)} |\n|{' --- |' * len(shown)}\n"]
+        text += [f"| {' | '.join(r[c] for c in shown)} |\n" for r in some]
+        text += ["\n"]
+    return "".join(text).rstrip() + "\n"
 
 
 def main() -> None:
-    """Print the table; write the csv where one is asked for."""
+    """Compile everything, and write both files if all of it is within the limits."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--csv")
-    parser.add_argument("--capability", type=int, nargs="*", default=[80, 90, 100, 120])
-    parser.add_argument("--inputs", nargs="*", default=list(INPUTS), choices=list(INPUTS))
+    parser.add_argument("--processes", type=int)
     options = parser.parse_args()
-
-    table, bad = [], 0
-    for capability in options.capability:
-        for inputs in options.inputs:
-            for row in rows(capability, inputs):
-                table.append(row)
-                if row[7] > 0 or row[8] > configs.SHARED_MEMORY[capability]:
-                    bad += 1
-                    print("over a limit:", *row, file=sys.stderr)
-            print(f"sm_{capability} {inputs}: {len(table)} launches so far, {bad} over a limit", file=sys.stderr)
-    if options.csv:
-        with open(options.csv, "w", newline="") as file:
-            csv.writer(file).writerows([COLUMNS, *table])
-    print("| " + " | ".join(COLUMNS) + " |")
-    print("|" + " --- |" * len(COLUMNS))
-    for row in table:
-        if row[3] == SHOWN[row[2].split(".")[0]]:
-            print("| " + " | ".join(map(str, row)) + " |")
-    print(f"\n{len(table)} launches, widths {', '.join(map(str, WIDTHS))}; {bad} with stack or too much shared memory.")
+    rows, bad = [], 0
+    with measure(options.processes) as ask:
+        for capability in CHIPS:
+            for inputs in INPUTS:
+                for launch, used in ask(capability, inputs):
+                    rows.append(row(capability, inputs, launch, used))
+                    if used.stack or used.shared > configs.SHARED_MEMORY[capability]:
+                        bad += 1
+                        print("over a limit:", *rows[-1].values(), file=sys.stderr)
+                print(f"sm_{capability} {inputs}: {len(rows)} so far", file=sys.stderr, flush=True)
     if bad:
-        sys.exit(1)
+        raise SystemExit(f"{bad} over a limit; nothing written")
+    with CSV.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    PAGE.write_text(page(rows, triton.__version__))
+    print(f"{len(rows)} kernels in {CSV.name} and {PAGE.name}")
 
 
 if __name__ == "__main__":

@@ -6,21 +6,25 @@ import). float64, which on a GPU is for checking, and empty tensors are handed t
 
 from fastsketch.triton.attention import attention_statistics_backward, attention_statistics_forward
 from fastsketch.triton.gather import (
+    gather_layers,
     gather_patches_backward,
     gather_patches_forward,
     tap_patches_add_,
     tap_patches_backward,
 )
 from fastsketch.triton.patch_nce import patch_nce_backward, patch_nce_forward
+from fastsketch.triton.placement import place_positions
 from fastsketch.triton.sampling import sample_patches
 
 __all__ = [
     "attention_statistics_backward",
     "attention_statistics_forward",
+    "gather_layers",
     "gather_patches_backward",
     "gather_patches_forward",
     "patch_nce_backward",
     "patch_nce_forward",
+    "place_positions",
     "sample_patches",
     "tap_patches_add_",
     "tap_patches_backward",

@@ -21,17 +21,18 @@ def attention_statistics_forward(
     """See `fastsketch.reference.attention`."""
     if not (launch.takes(query) and launch.takes(key)):
         return reference.attention_statistics_forward(query, key, scale)
+    query, key = launch.rows(query), launch.rows(key)
     batch, queries, width = query.shape
     keys = key.shape[1]
     entropy, lse = (query.new_empty(batch, queries, dtype=configs.ACCUMULATION) for _ in range(2))
     received = key.new_empty(batch, keys, dtype=configs.ACCUMULATION)
-    tile = configs.attention_forward_tile(query, width)
+    tiles = configs.attention_forward_tiles(query)
     rest = (queries, keys, width, scale * LOG2_E, *query.stride(), *key.stride())
-    constants = {**tile.constants(width), **configs.first_dot(query.dtype)}
-    programs = batch * triton.cdiv(queries, tile.rows)
-    launch.run(rows_kernel, programs, tile, (query, key, entropy, lse, *rest), constants)
-    programs = batch * triton.cdiv(keys, tile.rows)
-    launch.run(columns_kernel, programs, tile, (query, key, lse, received, *rest), constants)
+    constants = configs.first_dot(query.dtype)
+    arguments = (query, key, entropy, lse, *rest)
+    launch.run(rows_kernel, tiles, lambda tile: batch * triton.cdiv(queries, tile.rows), arguments, constants)
+    arguments = (query, key, lse, received, *rest)
+    launch.run(columns_kernel, tiles, lambda tile: batch * triton.cdiv(keys, tile.rows), arguments, constants)
     return received, entropy, lse
 
 
@@ -47,16 +48,18 @@ def attention_statistics_backward(
     """See `fastsketch.reference.attention`."""
     if not (launch.takes(query) and launch.takes(key)):
         return reference.attention_statistics_backward(grad_received, grad_entropy, query, key, entropy, lse, scale)
+    whole = query.shape[-1]
+    query, key = launch.rows(query), launch.rows(key)
     batch, queries, width = query.shape
     grad_query, grad_key = query.new_empty(query.shape), key.new_empty(key.shape)
     entropy, lse = entropy.contiguous(), lse.contiguous()  # ours are: no copy
     row_mean = lse.new_empty(batch, queries)
-    tile = configs.attention_backward_tile(query, width)
+    tiles = configs.attention_backward_tiles(query)
     for of_query, x, y, grad in ((True, query, key, grad_query), (False, key, query, grad_key)):
         launch.run(
             backward_kernel,
-            batch * triton.cdiv(x.shape[1], tile.rows) * triton.cdiv(width, tile.out),
-            tile,
+            tiles,
+            lambda tile, count=x.shape[1]: batch * triton.cdiv(count, tile.rows) * triton.cdiv(width, tile.out),
             (
                 x,
                 y,
@@ -78,10 +81,10 @@ def attention_statistics_backward(
             ),
             {
                 "OF_QUERY": of_query,
-                "BLOCK_OUT": tile.out,
-                **tile.constants(width),
                 **configs.first_dot(query.dtype),
                 **configs.second_dot(query.dtype),
             },
         )
+    if width != whole:
+        grad_query, grad_key = (x[..., :whole].contiguous() for x in (grad_query, grad_key))
     return grad_query, grad_key

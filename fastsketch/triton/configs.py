@@ -1,10 +1,12 @@
 """Tile sizes, fixed by chip, dtype and width, and the precision of float32 dots.
 
-The choices were made by what compiles without spills within a chip's shared memory (docs/gpu.md has the table); no
-timing on a GPU stands behind them yet.
+The choices were made by what compiles without spills within a chip's shared memory (docs/gpu-resources.md has the
+table); no timing on a GPU stands behind them yet. Every function gives the tile of the case first, and after it what
+else may be tried there (`fastsketch.triton.autotune`); all of them are compiled for every chip by the tests.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -34,10 +36,11 @@ class Tile:
     Attributes:
         rows: rows of a program.
         columns: rows of the other side that it takes at a time.
-        depth: elements of a row that a dot takes at a time; the whole row where that is not wider.
+        depth: elements of a row that a dot takes at a time.
         out: columns of a gradient that a program computes.
         warps: warps of a program.
         stages: depth of the software pipeline.
+        resident: `depth` holds a whole row, and a program keeps its own rows.
     """
 
     rows: int
@@ -46,15 +49,22 @@ class Tile:
     out: int
     warps: int
     stages: int
+    resident: bool = False
 
-    def constants(self, width: int) -> dict[str, Any]:
-        """The kernels' constants for rows of `width` elements."""
-        return {
+    def constants(self, names: Sequence[str]) -> dict[str, int | bool]:
+        """Those of the tile's constants that a kernel with these argument names has."""
+        values = {
             "BLOCK_M": self.rows,
             "BLOCK_N": self.columns,
             "BLOCK_K": self.depth,
-            "RESIDENT": width <= self.depth,
+            "BLOCK_OUT": self.out,
+            "RESIDENT": self.resident,
         }
+        return {name: value for name, value in values.items() if name in names}
+
+
+Tiles = tuple[Tile, ...]
+"""The tile of a case, and after it the others that autotuning may try there."""
 
 
 def interpreting() -> bool:
@@ -108,76 +118,88 @@ def second_dot(dtype: torch.dtype) -> dict[str, Any]:
     return {"OUT_PRECISION": first["PRECISION"], "OUT_WIDE": first["WIDE"] or dtype == torch.float16}
 
 
-def _power(width: int) -> int:
-    """The least power of two that holds a row, and at least 16, the least depth of a tensor-core dot."""
-    return max(16, triton.next_power_of_2(width))
+def aligned(rows: Tensor) -> bool:
+    """Whether Triton knows that these rows can be read 16 bytes at a time: it looks whether sizes, strides and
+    addresses are multiples of 16. Elsewhere every element takes registers for its address.
+    """
+    return rows.stride(-1) == 1 and all(n % 16 == 0 for n in (rows.shape[-1], *rows.stride()[:-1], rows.data_ptr()))
 
 
-def _ragged(width: int) -> bool:
-    """Whether rows cannot be read 16 bytes at a time, so that every element takes registers for its address."""
-    return width % 8 != 0
-
-
-def norms_tile() -> Tile:
+def norms_tiles() -> Tiles:
     """Of patch_nce's norms."""
-    return Tile(rows=16, columns=1, depth=1, out=1, warps=4, stages=1)
+    return (Tile(rows=16, columns=1, depth=1, out=1, warps=4, stages=1),)
 
 
-def patch_nce_forward_tile(query: Tensor, samples: int, width: int) -> Tile:
+def patch_nce_forward_tiles(query: Tensor) -> Tiles:
     """Of patch_nce's forward. Few samples: small blocks, so that one image gives several programs."""
-    power = _power(width)
+    samples, width = query.shape[1:]
     if query.dtype == torch.float32:
         if fp32_precision() == "ieee":
-            return Tile(rows=32, columns=32, depth=32, out=1, warps=8, stages=2)
+            return (Tile(rows=32, columns=32, depth=32, out=1, warps=8, stages=2),)
         columns = 64 if accumulates_apart(query.device) else 32
-        return Tile(rows=64, columns=columns, depth=32, out=1, warps=8, stages=3)
-    if power > 256:
-        return Tile(rows=64, columns=64, depth=64, out=1, warps=8, stages=2)
+        return (Tile(rows=64, columns=columns, depth=32, out=1, warps=8, stages=3),)
+    parts = Tile(rows=64, columns=64, depth=64, out=1, warps=8, stages=2)
+    if not 64 < width <= 256:
+        return (parts,)
+    depth = 128 if width <= 128 else 256
+    small = Tile(rows=64, columns=64, depth=depth, out=1, warps=4, stages=2, resident=True)
+    if samples <= NORMS_APART:
+        return small, parts
     chip = capability(query.device)
-    if samples > 1024 and chip in (80, 90, 100, 103):
-        return Tile(rows=128, columns=128 if chip <= 90 else 64, depth=power, out=1, warps=8, stages=2)
-    return Tile(rows=64, columns=64, depth=power, out=1, warps=4, stages=2)
+    if chip not in (80, 90, 100, 103):
+        return (small,)
+    return Tile(128, 128 if chip <= 90 else 64, depth, out=1, warps=8, stages=2, resident=True), small
 
 
-def patch_nce_backward_tile(query: Tensor, width: int) -> Tile:
+def patch_nce_backward_tiles(query: Tensor) -> Tiles:
     """Of patch_nce's backward: rows wider than `out` are computed in parts, each with the logits anew."""
-    power = _power(width)
+    width = query.shape[-1]
     if query.dtype == torch.float32:
         if fp32_precision() == "ieee":
-            return Tile(rows=32, columns=32, depth=32, out=min(power, 32), warps=8, stages=1)
+            return (Tile(rows=32, columns=32, depth=16, out=32, warps=8, stages=1),)
         columns = 32 if capability(query.device) == 90 else 16
-        return Tile(rows=64, columns=columns, depth=16, out=min(power, 128), warps=4 if power <= 32 else 8, stages=2)
-    depth = power if power <= 256 else 64
-    if _ragged(width):
-        return Tile(rows=64, columns=32, depth=depth, out=32, warps=8, stages=2)
-    if power > 256:
-        return Tile(rows=64, columns=32, depth=depth, out=64, warps=8, stages=2)
-    out = 64 if query.dtype == torch.float16 else 128
-    return Tile(rows=64, columns=64, depth=depth, out=min(power, out), warps=8, stages=2)
+        return (Tile(rows=64, columns=columns, depth=16, out=128, warps=8, stages=2),)
+    parts = Tile(rows=64, columns=32, depth=64, out=64, warps=8, stages=2)
+    if not 64 < width <= 256:
+        return (parts,)
+    depth, out = 128 if width <= 128 else 256, 64 if query.dtype == torch.float16 else 128
+    return Tile(rows=64, columns=64, depth=depth, out=out, warps=8, stages=2, resident=True), parts
 
 
-def attention_forward_tile(query: Tensor, width: int) -> Tile:
+def attention_forward_tiles(query: Tensor) -> Tiles:
     """Of both forward passes of attention_statistics, whose rows are short (an eighth of the channels)."""
-    power = _power(width)
+    width = query.shape[-1]
     if query.dtype == torch.float32:
         if fp32_precision() == "ieee":
-            return Tile(rows=32, columns=32, depth=32, out=1, warps=8, stages=2)
-        return Tile(rows=64, columns=32, depth=32, out=1, warps=8, stages=2)
-    if power > 256:
-        return Tile(rows=64, columns=64, depth=64, out=1, warps=8, stages=2)
-    return Tile(rows=64, columns=64, depth=power, out=1, warps=4, stages=2)
+            return (Tile(rows=32, columns=32, depth=32, out=1, warps=8, stages=2),)
+        resident = width <= 32
+        # Elsewhere the smaller block takes 8 bytes of stack.
+        wide = not resident and fp32_precision() == "tf32" and capability(query.device) not in (80, 90, 100, 103)
+        return (Tile(64, 64 if wide else 32, depth=32, out=1, warps=8, stages=2, resident=resident),)
+    if width <= 64:
+        return (Tile(rows=64, columns=64, depth=64, out=1, warps=4, stages=2, resident=True),)
+    return (Tile(rows=64, columns=64, depth=64, out=1, warps=8, stages=2),)
 
 
-def attention_backward_tile(query: Tensor, width: int) -> Tile:
+def attention_backward_tiles(query: Tensor) -> Tiles:
     """Of attention_statistics' backward."""
-    if query.dtype != torch.float32 or fp32_precision() == "ieee":
-        return patch_nce_backward_tile(query, width)
-    if _ragged(width):
-        depth = 16 if accumulates_apart(query.device) else 32
-        return Tile(rows=64, columns=16, depth=depth, out=32, warps=8, stages=2)
-    return Tile(rows=64, columns=32, depth=32, out=min(_power(width), 128), warps=8, stages=2)
+    width = query.shape[-1]
+    if query.dtype == torch.float32:
+        if fp32_precision() == "ieee":
+            return (Tile(rows=32, columns=32, depth=16, out=32, warps=8, stages=1),)
+        out, resident = (32, True) if width <= 32 else (128, False)
+        return (Tile(rows=64, columns=32, depth=32, out=out, warps=8, stages=2, resident=resident),)
+    parts = Tile(rows=64, columns=32, depth=64, out=64, warps=8, stages=2)
+    if width > 64:
+        return (parts,)
+    return Tile(rows=64, columns=64, depth=64, out=64, warps=8, stages=2, resident=True), parts
 
 
-def gather_tile(channels: int) -> Tile:
+def gather_tiles(channels: int) -> Tiles:
     """Of gather and tap: `rows` positions by `out` channels; `columns` positions are compared at a time."""
-    return Tile(rows=16, columns=64, depth=1, out=min(triton.next_power_of_2(channels), 64), warps=4, stages=1)
+    return (Tile(rows=16, columns=32, depth=1, out=16 if channels <= 16 else 64, warps=4, stages=1),)
+
+
+def placement_tiles() -> Tiles:
+    """Of place_positions: `rows` positions."""
+    return (Tile(rows=128, columns=1, depth=1, out=1, warps=4, stages=1),)

@@ -9,6 +9,7 @@ float64 and empty inputs go to the reference.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -19,6 +20,9 @@ from fastsketch import reference
 from fastsketch.reference.gather import empty_features
 from fastsketch.triton import configs, launch
 
+MOST_LAYERS = 8
+"""Layers of one launch; more take more launches."""
+
 
 @triton.jit
 def _offsets(position, height, width, stride_0, stride_1, stride_2):
@@ -28,40 +32,63 @@ def _offsets(position, height, width, stride_0, stride_1, stride_2):
     return position // width // height * stride_0 + row * stride_1 + column * stride_2
 
 
+class Layer(NamedTuple):
+    """One layer of a gather: tensors, and what the kernel needs to know of them."""
+
+    features: Tensor  # [B, C, *spatial]
+    index: Tensor  # [B, S]
+    patches: Tensor  # [B, S, C] out, contiguous
+    channels: int
+    positions: int
+    height: int
+    width: int
+    stride_b: int
+    stride_c: int
+    stride_0: int
+    stride_1: int
+    stride_2: int
+    index_stride_b: int
+    index_stride_s: int
+
+
+@triton.jit
+def _gather_block(block, layer, samples, BLOCK_M: tl.constexpr, BLOCK_OUT: tl.constexpr):
+    """BLOCK_M patches of a layer, BLOCK_OUT channels of them."""
+    parts = tl.cdiv(layer.channels, BLOCK_OUT)
+    blocks = tl.cdiv(samples, BLOCK_M)
+    image = (block // parts // blocks).to(tl.int64)
+    rows = ((block // parts % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    columns = ((block % parts) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)).to(tl.int64)
+    index = layer.index + image * layer.index_stride_b
+    position = tl.load(index + rows * layer.index_stride_s, mask=rows < samples, other=-1)
+    there = (position >= 0) & (position < layer.positions)
+    offset = _offsets(
+        tl.where(there, position, 0), layer.height, layer.width, layer.stride_0, layer.stride_1, layer.stride_2
+    )
+    source = layer.features + image * layer.stride_b + offset[:, None] + columns[None, :] * layer.stride_c
+    inside = (columns < layer.channels)[None, :]
+    values = tl.load(source, mask=there[:, None] & inside, other=float("nan"))
+    target = layer.patches + (image * samples + rows)[:, None] * layer.channels + columns[None, :]
+    tl.store(target, values, mask=(rows < samples)[:, None] & inside)
+
+
 @triton.jit
 def gather_kernel(
-    features,  # [B, C, *spatial]
-    index,  # [B, S]
-    patches,  # [B, S, C] out, contiguous
+    layers,  # a tuple of `Layer`
+    batch,
     samples,
-    channels,
-    positions,
-    height,
-    width,
-    stride_b,
-    stride_c,
-    stride_0,
-    stride_1,
-    stride_2,
-    index_stride_b,
-    index_stride_s,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
 ):
-    """BLOCK_S patches, BLOCK_C channels of them, a program."""
-    parts = tl.cdiv(channels, BLOCK_C)
-    blocks = tl.cdiv(samples, BLOCK_S)
-    image = (tl.program_id(0) // parts // blocks).to(tl.int64)
-    rows = ((tl.program_id(0) // parts % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
-    columns = ((tl.program_id(0) % parts) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
-    position = tl.load(index + image * index_stride_b + rows * index_stride_s, mask=rows < samples, other=-1)
-    there = (position >= 0) & (position < positions)
-    offset = _offsets(tl.where(there, position, 0), height, width, stride_0, stride_1, stride_2)
-    source = features + image * stride_b + offset[:, None] + columns[None, :] * stride_c
-    inside = (columns < channels)[None, :]
-    values = tl.load(source, mask=there[:, None] & inside, other=float("nan"))
-    target = patches + (image * samples + rows)[:, None] * channels + columns[None, :]
-    tl.store(target, values, mask=(rows < samples)[:, None] & inside)
+    """The layers' blocks one after the other; a program finds its own, and runs code made for its layer's strides."""
+    first = 0
+    for number in tl.static_range(len(layers)):
+        layer = layers[number]
+        count = batch * tl.cdiv(samples, BLOCK_M) * tl.cdiv(layer.channels, BLOCK_OUT)
+        block = tl.program_id(0) - first
+        if (block >= 0) & (block < count):
+            _gather_block(block, layer, samples, BLOCK_M, BLOCK_OUT)
+        first += count
 
 
 @triton.jit
@@ -84,26 +111,26 @@ def add_kernel(
     patches_stride_c,
     index_stride_b,
     index_stride_s,
-    BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):
     """features[position_s] += patches[s], summed in float32 and rounded once."""
-    parts = tl.cdiv(channels, BLOCK_C)
-    blocks = tl.cdiv(samples, BLOCK_S)
+    parts = tl.cdiv(channels, BLOCK_OUT)
+    blocks = tl.cdiv(samples, BLOCK_M)
     image = (tl.program_id(0) // parts // blocks).to(tl.int64)
-    rows = ((tl.program_id(0) // parts % blocks) * BLOCK_S + tl.arange(0, BLOCK_S)).to(tl.int64)
-    columns = ((tl.program_id(0) % parts) * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)
+    rows = ((tl.program_id(0) // parts % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    columns = ((tl.program_id(0) % parts) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)).to(tl.int64)
     inside = columns < channels
     index += image * index_stride_b
     patches += image * patches_stride_b + columns * patches_stride_c
     position = tl.load(index + rows * index_stride_s, mask=rows < samples, other=-1)
 
     # The same position further up: that entry's program adds this one. Further down: this program adds that one.
-    above = tl.zeros([BLOCK_S], tl.int32)
-    below = tl.zeros([BLOCK_S], tl.int32)
-    for start in range(0, samples, BLOCK_T):
-        others = (start + tl.arange(0, BLOCK_T)).to(tl.int64)
+    above = tl.zeros([BLOCK_M], tl.int32)
+    below = tl.zeros([BLOCK_M], tl.int32)
+    for start in range(0, samples, BLOCK_N):
+        others = (start + tl.arange(0, BLOCK_N)).to(tl.int64)
         other = tl.load(index + others * index_stride_s, mask=others < samples, other=-2)
         same = position[:, None] == other[None, :]
         above += tl.sum((same & (others[None, :] < rows[:, None])).to(tl.int32), 1)
@@ -141,19 +168,34 @@ def gather_patches_forward(
     index: Tensor,  # [B, S] int64
 ) -> Tensor:  # [B, S, C]
     """See `fastsketch.reference.gather`."""
-    if not launch.takes(features) or not index.numel():
-        return reference.gather_patches_forward(features, index)
-    (batch, samples), channels = index.shape, features.shape[1]
-    patches = features.new_empty(batch, samples, channels)
-    tile = configs.gather_tile(channels)
-    launch.run(
-        gather_kernel,
-        batch * triton.cdiv(samples, tile.rows) * triton.cdiv(channels, tile.out),
-        tile,
-        (features, index, patches, samples, channels, *_spatial(features), *index.stride()),
-        {"BLOCK_S": tile.rows, "BLOCK_C": tile.out},
-    )
-    return patches
+    return gather_layers([features], [index])[0]
+
+
+def gather_layers(
+    features: Sequence[Tensor],  # each [B, C_l, *spatial_l]
+    index: Sequence[Tensor],  # each [B, S] int64
+) -> list[Tensor]:  # each [B, S, C_l]
+    """`gather_patches_forward` of several layers, `MOST_LAYERS` of them a launch."""
+    if not all(map(launch.takes, features)) or not index[0].numel():
+        return [reference.gather_patches_forward(x, i) for x, i in zip(features, index, strict=True)]
+    batch, samples = index[0].shape
+    layers = [
+        Layer(x, i, x.new_empty(batch, samples, x.shape[1]), x.shape[1], *_spatial(x), *i.stride())
+        for x, i in zip(features, index, strict=True)
+    ]
+    for start in range(0, len(layers), MOST_LAYERS):
+        some = tuple(layers[start : start + MOST_LAYERS])
+        channels = [layer.channels for layer in some]
+        launch.run(
+            gather_kernel,
+            configs.gather_tiles(max(channels)),
+            lambda tile, channels=channels: sum(
+                batch * triton.cdiv(samples, tile.rows) * triton.cdiv(c, tile.out) for c in channels
+            ),
+            (some, batch, samples),
+            {},
+        )
+    return [layer.patches for layer in layers]
 
 
 def gather_patches_backward(
@@ -185,11 +227,10 @@ def tap_patches_add_(
     if not launch.takes(grad_features) or not index.numel():
         return grad_features.copy_(reference.tap_patches_backward(grad_features, grad_patches, index))
     samples, channels = index.shape[1], grad_features.shape[1]
-    tile = configs.gather_tile(channels)
     launch.run(
         add_kernel,
-        index.shape[0] * triton.cdiv(samples, tile.rows) * triton.cdiv(channels, tile.out),
-        tile,
+        configs.gather_tiles(channels),
+        lambda tile: index.shape[0] * triton.cdiv(samples, tile.rows) * triton.cdiv(channels, tile.out),
         (
             grad_features,
             grad_patches,
@@ -200,6 +241,6 @@ def tap_patches_add_(
             *grad_patches.stride(),
             *index.stride(),
         ),
-        {"BLOCK_S": tile.rows, "BLOCK_C": tile.out, "BLOCK_T": tile.columns},
+        {},
     )
     return grad_features

@@ -1,12 +1,14 @@
 """Which tensors the kernels take, and how one is launched."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
-from fastsketch.triton import configs
+from fastsketch.triton import autotune, configs
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -18,8 +20,46 @@ def takes(x: Tensor) -> bool:
     return x.dtype in _DTYPES and x.numel() > 0 and configs.capability(x.device) >= configs.LEAST_CAPABILITY
 
 
-def run(kernel: Any, programs: int, tile: configs.Tile, arguments: tuple, constants: dict[str, Any]) -> None:
-    """Run `kernel` with `programs` programs on the device of the first argument, on its current stream."""
-    device = arguments[0].device
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[(programs,)](*arguments, **constants, num_warps=tile.warps, num_stages=tile.stages)
+def rows(x: Tensor) -> Tensor:
+    """Rows [..., D] that can be read 16 bytes at a time: as they are, or a copy, made wider by zeros, which change
+    neither products nor norms.
+    """
+    if configs.aligned(x):
+        return x
+    width = x.shape[-1]
+    copy = x.new_zeros(*x.shape[:-1], triton.cdiv(width, 16) * 16)
+    copy[..., :width] = x
+    return copy
+
+
+def run(
+    kernel: Any,
+    tiles: configs.Tiles,
+    programs: Callable[[configs.Tile], int],
+    arguments: tuple,
+    constants: dict[str, Any],
+) -> None:
+    """Run `kernel` on the device of the first tensor it takes, on that device's current stream, with the first of
+    `tiles`; with FASTSKETCH_AUTOTUNE=1 the fastest.
+
+    Args:
+        kernel: the kernel; where there is a choice of tiles it must only write what it does not read.
+        tiles: from `configs`.
+        programs: how many programs a tile needs.
+        arguments: the kernel's, without its constants.
+        constants: the kernel's constants that are not the tile's.
+    """
+    first = arguments[0]
+    while isinstance(first, tuple):
+        first = first[0]
+
+    def start(tile: configs.Tile) -> None:
+        named = {**tile.constants(kernel.arg_names), **constants}
+        kernel[(programs(tile),)](*arguments, **named, num_warps=tile.warps, num_stages=tile.stages)
+
+    with torch.cuda.device(first.device) if first.device.type == "cuda" else contextlib.nullcontext():
+        if len(tiles) > 1 and autotune.wanted(first.device):
+            tile = autotune.fastest(autotune.case(kernel, tiles, first, constants), tiles, start)
+        else:
+            tile = tiles[0]
+        start(tile)

@@ -30,24 +30,23 @@ def patch_nce_forward(
     """See `fastsketch.reference.patch_nce`."""
     if not launch.takes(query):
         return reference.patch_nce_forward(query, key, region, temperature, negatives, normalize)
+    query, key = launch.rows(query), launch.rows(key)
     batch, samples, width = query.shape
     loss, lse = (query.new_empty(batch, samples, dtype=configs.ACCUMULATION) for _ in range(2))
     scales = [query.new_empty((batch, samples) if normalize else 0, dtype=configs.ACCUMULATION) for _ in range(2)]
     apart = normalize and samples > configs.NORMS_APART
     if apart:
-        tile = configs.norms_tile()
         launch.run(
             inverse_norms_kernel,
-            batch * triton.cdiv(samples, tile.rows),
-            tile,
+            configs.norms_tiles(),
+            lambda tile: batch * triton.cdiv(samples, tile.rows),
             (query, key, *scales, samples, width, *query.stride(), *key.stride()),
-            {"BLOCK_M": tile.rows},
+            {},
         )
-    tile = configs.patch_nce_forward_tile(query, samples, width)
     launch.run(
         forward_kernel,
-        batch * triton.cdiv(samples, tile.rows),
-        tile,
+        configs.patch_nce_forward_tiles(query),
+        lambda tile: batch * triton.cdiv(samples, tile.rows),
         (
             query,
             key,
@@ -66,7 +65,6 @@ def patch_nce_forward(
             "NORMALIZE": normalize,
             "NORMS_APART": apart,
             "NEGATIVES": NEGATIVES.index(negatives),
-            **tile.constants(width),
             **configs.first_dot(query.dtype),
         },
     )
@@ -103,12 +101,14 @@ def patch_nce_backward(
             need_query,
             need_key,
         )
+    whole = query.shape[-1]
+    query, key = launch.rows(query), launch.rows(key)
     batch, samples, width = query.shape
     grad_query = query.new_empty(query.shape if need_query else 0)
     grad_key = key.new_empty(key.shape if need_key else 0)
     negative_mass = query.new_empty((batch, samples) if need_key else 0, dtype=configs.ACCUMULATION)
     lse, query_scale, key_scale = (x.contiguous() for x in (lse, query_scale, key_scale))  # ours are: no copy
-    tile = configs.patch_nce_backward_tile(query, width)
+    tiles = configs.patch_nce_backward_tiles(query)
     sides = [
         (True, query, key, query_scale, key_scale, grad_query, need_query),
         (False, key, query, key_scale, query_scale, grad_key, need_key),
@@ -118,8 +118,10 @@ def patch_nce_backward(
             continue
         launch.run(
             backward_kernel,
-            batch * triton.cdiv(samples, tile.rows) * (triton.cdiv(width, tile.out) if needed else 1),
-            tile,
+            tiles,
+            lambda tile, parts=needed: (
+                batch * triton.cdiv(samples, tile.rows) * (triton.cdiv(width, tile.out) if parts else 1)
+            ),
             (
                 x,
                 y,
@@ -145,10 +147,10 @@ def patch_nce_backward(
                 "STORE_MASS": of_query and need_key,
                 "NORMALIZE": normalize,
                 "NEGATIVES": NEGATIVES.index(negatives),
-                "BLOCK_OUT": tile.out,
-                **tile.constants(width),
                 **configs.first_dot(query.dtype),
                 **configs.second_dot(query.dtype),
             },
         )
+    if width != whole:
+        grad_query, grad_key = (x[..., :whole].contiguous() for x in (grad_query, grad_key))
     return grad_query, grad_key

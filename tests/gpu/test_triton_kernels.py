@@ -17,6 +17,7 @@ pytestmark = [
 
 DEVICE = torch.device("cuda")
 EPS = torch.finfo(torch.float32).eps
+NEGATIVES = ("image", "same_region", "other_regions")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 UNIT = {torch.float32: 32 * EPS, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 """Error of a gradient relative to the largest: sums in float32 of three tf32 products; weights and results rounded."""
@@ -58,10 +59,14 @@ def close(got: Tensor, want: Tensor, tolerance: float) -> None:
     assert error <= tolerance * size, f"error {error:.3g} of {size:.3g}, allowed {tolerance:.3g} of it"
 
 
+CASES = [
+    *(((5, 256, 256), normalize, negatives) for normalize in (False, True) for negatives in NEGATIVES),
+    *((shape, True, "same_region") for shape in [(2, 77, 45), (2, 70, 128), (1, 1500, 256), (1, 130, 320)]),
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("negatives", ["image", "same_region", "other_regions"])
-@pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("shape", [(5, 256, 256), (2, 77, 45), (1, 1500, 256), (1, 130, 320)], ids=str)
+@pytest.mark.parametrize(("shape", "normalize", "negatives"), CASES, ids=str)
 def test_patch_nce_against_float64(shape, normalize, negatives, dtype):
     """The method's own shape; ragged; the large tile with norms apart; rows wider than a tile."""
     query, key = (randn(*shape, dtype=dtype, seed=s, scale=1 if normalize else 0.1) for s in (1, 2))
@@ -145,6 +150,79 @@ def path_inputs():
     head = torch.nn.Linear(64, 32, device=DEVICE)
     density, uniform = (torch.rand(2, 32 * 32, device=DEVICE) for _ in range(2))
     return randn(2, 64, 32, 32).requires_grad_(), density, uniform, head
+
+
+LAYERS = ((3, (70, 70)), (16, (64, 64)), (130, (32, 32)), (5, (100,)))
+"""Channels and sizes."""
+
+
+def gathered(features: Tensor, index: Tensor) -> Tensor:
+    """patches[b, s, c] = features[b, c, index[b, s]]."""
+    flat = features.flatten(2)
+    return torch.stack([flat[b][:, index[b]].T for b in range(len(flat))])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("count", [len(LAYERS), 3 * len(LAYERS)])
+def test_layers_gathered_in_one_launch(count, dtype):
+    layers = [LAYERS[n % len(LAYERS)] for n in range(count)]  # above `MOST_LAYERS` in two launches
+    features = [randn(2, channels, *size, dtype=dtype, seed=n) for n, (channels, size) in enumerate(layers)]
+    features[1] = features[1].to(memory_format=torch.channels_last)
+    index = [torch.randint(0, 100, (2, 300), device=DEVICE) for _ in layers]
+    for got, x, i in zip(kernels().gather_layers(features, index), features, index, strict=True):
+        assert got.is_contiguous()
+        assert torch.equal(got, gathered(x, i))
+
+
+def test_layers_are_placed_and_gathered_in_a_graph_without_waiting():
+    """Two launches for all layers, replayed on other data; every place lies in the block that its cell covers."""
+    sizes, borders = [(70, 70), (64, 64), (32, 32), (8, 8)], [3, 0, 0, 0]
+    features = [randn(2, 16, *size) for size in sizes]
+    index = torch.randint(0, 1024, (2, 300), device=DEVICE)
+    uniform = torch.rand(4, 2, 2, 300, device=DEVICE)
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        places = kernels().place_positions(index, (32, 32), sizes, borders, uniform)
+        return places, kernels().gather_layers(features, places)
+
+    run()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        places, patches = run()
+    for _ in range(2):
+        index.copy_(torch.randint(0, 1024, index.shape))
+        uniform.uniform_()
+        uniform[0, 0, 0, 0] = 1  # which must stay inside
+        graph.replay()
+        for x, place, patch, size, border in zip(features, places, patches, sizes, borders, strict=True):
+            row, column = place // size[1] - border, place % size[1] - border
+            scale = (size[0] - 2 * border) / 32
+            assert torch.equal((row / scale).floor().long(), index // 32)
+            assert torch.equal((column / scale).floor().long(), index % 32)
+            assert torch.equal(patch, gathered(x, place))
+
+
+def test_autotuning_keeps_a_tile_and_stays_right(monkeypatch):
+    from fastsketch.triton import autotune
+
+    monkeypatch.setenv("FASTSKETCH_AUTOTUNE", "1")
+    autotune.forget()
+    query, key, grad = (randn(2, 300, 256, dtype=torch.bfloat16, seed=s) for s in (1, 2, 3))
+    grad = grad[..., 0].float().contiguous()
+    first = nce(kernels(), query, key, None, grad)
+    known = dict(autotune._winners)
+    assert known
+    want = nce(reference, query.double(), key.double(), None, grad.double())
+    for g, w in zip(first[1:], want[1:], strict=True):
+        close(g, w, UNIT[torch.bfloat16])
+    assert all(torch.equal(a, b) for a, b in zip(first, nce(kernels(), query, key, None, grad), strict=True))
+    assert autotune._winners == known
+    autotune.forget()
 
 
 def step(features, density, uniform, head) -> list[Tensor]:

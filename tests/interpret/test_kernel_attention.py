@@ -42,9 +42,13 @@ def check(query, key, grad_received, grad_entropy, scale) -> None:
 
 
 @pytest.mark.parametrize("dtype", STORED, ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("shape", [(2, 70, 90, 24), (1, 5, 3, 32), (1, 64, 64, 16), (1, 7, 9, 300)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 70, 90, 24), (1, 5, 3, 32), (1, 64, 64, 48), (1, 7, 9, 80), (1, 7, 9, 75)], ids=str
+)
 def test_equals_the_reference(shape, dtype):
-    """Ragged, smaller than a block, exact blocks, rows wider than a tile; queries and keys of different number."""
+    """Ragged, smaller than a block, exact blocks, rows wider than a tile, also ragged; queries and keys of different
+    number.
+    """
     check(*inputs(*shape, dtype), scale=shape[-1] ** -0.5)
 
 
@@ -66,7 +70,7 @@ def test_expanded_gradients():
 
 
 # Rows beside the last, which nothing reads, overflow.
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp2")
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2", "ignore:invalid value encountered in matmul")
 def test_far_negative_rows():
     """All logits of every row about -3000: the padding of the last block is at 0, far above them."""
     query = torch.full((1, 7, 16), 15.0) + inputs(1, 7, 9, 16)[0] / 100

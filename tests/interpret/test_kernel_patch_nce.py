@@ -65,11 +65,15 @@ def test_equals_the_reference(dtype, negatives, normalize):
 
 
 @pytest.mark.parametrize(
-    "shape", [(3, 5, 7), (1, 1, 16), (2, 64, 32), (1, 33, 130), (1, 9, 300)], ids=lambda s: "x".join(map(str, s))
+    "shape",
+    [(3, 5, 7), (1, 1, 16), (2, 64, 32), (1, 33, 130), (1, 33, 112), (1, 9, 144), (1, 9, 272)],
+    ids=lambda s: "x".join(map(str, s)),
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
 def test_shapes(shape, dtype):
-    """Several images, one sample, exact blocks, gradients in several parts, rows wider than a tile."""
+    """Several images, one sample, exact blocks, gradients in several parts; whole rows in a tile of 128 and of 256, and
+    rows wider than a tile.
+    """
     check(*inputs(shape, dtype), normalize=True)
 
 
@@ -128,6 +132,14 @@ def test_norms_beforehand_are_the_norms_inside(monkeypatch):
     for g, w in zip(both(kernels, *arguments, "image", True), inside, strict=True):
         torch.testing.assert_close(g, w, rtol=8 * EPS, atol=8 * EPS * w.abs().max().item())
     check(*arguments, normalize=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_the_large_tile_of_many_samples(dtype, monkeypatch):
+    monkeypatch.setattr(configs, "NORMS_APART", 16)
+    query, key, *rest = inputs((1, 150, 80), dtype)
+    assert configs.patch_nce_forward_tiles(query)[0].rows == 128
+    check(query, key, *rest, normalize=True)
 
 
 @pytest.mark.parametrize("dtype", STORED, ids=lambda d: str(d)[6:])
