@@ -1,0 +1,5 @@
+"""`python -m fastsketch`: the command line, as torchrun wants to start it."""
+
+from fastsketch.cli import main
+
+main()
