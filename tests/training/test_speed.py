@@ -120,7 +120,7 @@ def test_compiled_networks_learn_the_same(tiny, tmp_path):
 
 @pytest.mark.parametrize("preset", ["fsscl", "fastcut"])
 def test_a_replayed_step_is_a_step(tiny, tmp_path, preset):
-    """The graph's bookkeeping, with a capture that only remembers the call: fixed memory, kinds, losses of one's own."""
+    """The graph's bookkeeping, with a capture that only remembers the call: fixed memory, kinds, whose losses."""
     config = tiny(preset, batch_size=2, epochs=4, decay_epochs=0)
     plain = trainer(replace(config, out=tmp_path / "plain"))
     graphed = trainer(replace(config, out=tmp_path / "graphed"))
@@ -172,16 +172,14 @@ def test_a_broken_gradient_lets_nothing_through_ever_after(tiny, fused):
     run = trainer(tiny(fused_adam=fused))
     batches = list(run.batches.of_epoch(0))
     run.train_step(batches[0])
-    before = weights(run)
-    handle = run.translator.generator.model[1].weight.register_hook(lambda g: g * float("nan"))
-    judged = [p.detach().clone() for p in run.translator.discriminator.parameters()]
-    losses = run.train_step(batches[1])
-    assert all(torch.isfinite(loss) for loss in losses.values()) and run.update.broken == 1
-    handle.remove()
     drawing = [*run.translator.generator.parameters(), *run.translator.projection.parameters()]
-    for a, b in zip(drawing, [w for w in before], strict=False):
-        assert torch.isfinite(a).all()
-    assert any(not torch.equal(a, b) for a, b in zip(run.translator.discriminator.parameters(), judged, strict=True))
+    before = [p.detach().clone() for p in drawing]
+    handle = run.translator.generator.model[1].weight.register_hook(lambda g: g * float("nan"))
+    losses = run.train_step(batches[1])
+    handle.remove()
+    assert all(torch.isfinite(loss) for loss in losses.values()) and run.update.broken == 1
+    for a, b in zip(drawing, before, strict=True):
+        assert torch.equal(a, b)
     stopped = weights(run)
     run.train_step(batches[2])
     for a, b in zip(weights(run), stopped, strict=True):
