@@ -6,6 +6,7 @@ weights are those before the bad batch whenever the host comes to look.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -65,8 +66,10 @@ class TrainingStep:
         """The function of these modules, their gradients averaged over the processes where there are several."""
         if self.world.size == 1:
             return function
-        # Parameters are the same everywhere from the seed on, and buffers never change.
-        return DistributedDataParallel(_Call(function, modules), broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for it
+            # Buffers (the blurs) never change.
+            return DistributedDataParallel(_Call(function, modules), broadcast_buffers=False)
 
     def set_learning_rate(self, rate: float) -> None:
         """For both optimisers."""

@@ -69,11 +69,12 @@ def test_gradients_are_those_of_one_process(tiny, tmp_path, changes):
     config = tiny(batch_size=4, **changes)
     alone = one_step(World(), config, global_batch())
     together = run_together(one_step, 2, tmp_path / "together", config, global_batch())
+    # A bias in front of a norm has no gradient but rounding: the scale is that of all gradients.
+    rounding = 1e-12 * max(gradient.abs().max().item() for gradient in alone["gradients"].values())
     for result in together:
         assert result["gradients"].keys() == alone["gradients"].keys()
         for name, gradient in alone["gradients"].items():
-            scale = gradient.abs().max().item()
-            torch.testing.assert_close(result["gradients"][name], gradient, rtol=1e-7, atol=1e-7 * scale + 1e-15)
+            torch.testing.assert_close(result["gradients"][name], gradient, rtol=1e-7, atol=rounding)
         for name, loss in alone["losses"].items():
             torch.testing.assert_close(result["losses"][name], loss, rtol=1e-5, atol=1e-6)
     for name, weight in together[0]["weights"].items():

@@ -92,12 +92,11 @@ def test_a_switch_changes_no_more_than_rounding(tiny, tmp_path, preset, changes)
     for name in losses[0]:
         torch.testing.assert_close(losses[1][name], losses[0][name], rtol=1e-4, atol=1e-5)
     # Adam's first step moves each weight by the learning rate in its gradient's direction, which rounding may turn
-    # where the gradient is next to nothing: all but a few weights must agree.
-    moved = [
-        torch.stack((a - s, b - s)).flatten(1) for s, a, b in zip(start, weights(plain), weights(switched), strict=True)
-    ]
-    plain_move, switched_move = torch.cat(moved, 1)
-    assert ((plain_move - switched_move).abs() < 1e-5).float().mean() > 0.97
+    # where the gradient is next to nothing (biases in front of a norm): all but a few weights must agree.
+    pairs = zip(weights(plain), weights(switched), strict=True)
+    apart = torch.cat([(a - b).abs().flatten() for a, b in pairs if a.dim() > 1])
+    assert (apart < 0.05 * plain.config.lr).float().mean() > 0.97
+    assert any(not torch.equal(a, b) for a, b in zip(weights(plain), start, strict=True))
 
 
 def test_data_on_the_device_changes_nothing_at_all(tiny, tmp_path):
