@@ -80,4 +80,5 @@ class DeviceDataset:
     def _cut(canvases: Tensor, which: Tensor, where: tuple[Tensor, Tensor], table: Tensor) -> Tensor:
         rows, columns = where
         pixels = canvases[which[:, None, None], :, rows, columns]  # [B, side, side, C]
-        return table[pixels.int()].permute(0, 3, 1, 2).contiguous()
+        # Cloned, as one channel would pass for contiguous and for channels last, and convolutions go by the strides.
+        return table[pixels.int()].permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)

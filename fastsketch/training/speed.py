@@ -30,7 +30,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies in bfloat16 faster than in float32: by instructions of its own."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name)() for name in instructions)
 
 
 def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) -> Speed:

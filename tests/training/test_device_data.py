@@ -39,6 +39,7 @@ def test_same_batches_as_the_data_set(tmp_path, crop_size, channels, unpaired):
             assert want.keys() == got.keys()
             for name in want:
                 assert torch.equal(want[name], got[name]) and want[name].dtype == got[name].dtype, name
+                assert want[name].stride() == got[name].stride(), name  # convolutions go by them
             strangers += sum(dataset.draw(i).owner < 0 for i in indices)
     assert (strangers > 0) == unpaired
 
