@@ -54,8 +54,8 @@ class DeviceDataset:
         """The items of these indices as one batch, in the data set's current epoch."""
         drawn = [self.dataset.draw(index) for index in indices]
         place = np.array([d.place for d in drawn])
-        names = torch.tensor([(index, d.sketch, d.owner) for index, d in zip(indices, drawn, strict=True)])
-        index, sketch, owner = names.to(self.device, non_blocking=True).unbind(1)
+        names = torch.tensor([list(indices), [d.sketch for d in drawn], [d.owner for d in drawn]])
+        index, sketch, owner = names.to(self.device, non_blocking=True).unbind()
         where = self._grid(place)
         batch = {
             "photo": self._cut(self.photos, index, where, self._signed),

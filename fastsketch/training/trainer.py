@@ -146,12 +146,17 @@ class Trainer:
         """Update all networks; the losses by name, on the device.
 
         Random numbers are a function of seed, step and process, so none of their state need be saved.
+
+        Raises:
+            NonFiniteLoss: as `check_finite`, on a GPU up to `log_every` steps late.
         """
         stream = np.random.SeedSequence([self.config.seed, _POSITIONS, self.step, self.world.rank])
         self.update.rng.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> np.uint64(1)))
         coin = np.random.default_rng([self.config.seed, _FLIP, self.step])  # one for all processes
         losses = self.call(batch, self.config.flip_equivariance and bool(coin.random() < 0.5))
         self._unchecked.append((self.step + 1, losses, self.update.broken.clone(), batch["index"]))
+        if self.device.type == "cpu" or len(self._unchecked) >= self.config.log_every:
+            self.check_finite()
         return losses
 
     def check_finite(self) -> None:
@@ -216,10 +221,7 @@ class Trainer:
             self.seen += count
             counted += count
             bar.update()
-            log = self.step % self.config.log_every == 0
-            if log or self.device.type == "cpu":
-                self.check_finite()
-            if log:
+            if self.step % self.config.log_every == 0:
                 self._log(losses, counted / (time.perf_counter() - start), bar, board)
                 start, counted = time.perf_counter(), 0
             if self.config.save_every and self.step % self.config.save_every == 0:
@@ -228,7 +230,6 @@ class Trainer:
             return
         self.seen = 0
         self.epoch += 1
-        self.check_finite()
         if self.examples:
             path = self.paths.pictures / f"epoch_{self.epoch:04d}.png"
             save_picture_grid(self.translator, self.examples, path, self.config.seed)
