@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import write_pairs
 from torch.utils.data import default_collate
 
 from fastsketch.errors import FastsketchError
@@ -16,13 +15,12 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("crop_size", [None, 32, 24])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("unpaired", [False, True])
-def test_same_batches_as_the_data_set(tmp_path, crop_size, channels, unpaired):
-    root = write_pairs(tmp_path)
-    sketches = find_sketches(root, "train")
+def test_same_batches_as_the_data_set(data, crop_size, channels, unpaired):
+    sketches = find_sketches(data, "train")
     if unpaired:  # one whose photo is not known
-        sketches = [*sketches, root / "blobs/test/sketches/100.png"]
+        sketches = [*sketches, data / "blobs/test/sketches/100.png"]
     dataset = SketchDataset(
-        find_pairs(root, "train", unpaired=unpaired),
+        find_pairs(data, "train", unpaired=unpaired),
         image_size=40,
         crop_size=crop_size,
         sketch_channels=channels,
@@ -44,15 +42,14 @@ def test_same_batches_as_the_data_set(tmp_path, crop_size, channels, unpaired):
     assert (strangers > 0) == unpaired
 
 
-def test_size_is_what_the_canvases_take(tmp_path):
-    dataset = SketchDataset(find_pairs(write_pairs(tmp_path), "train"), image_size=40)
+def test_size_is_what_the_canvases_take(data):
+    dataset = SketchDataset(find_pairs(data, "train"), image_size=40)
     assert DeviceDataset.size(dataset) == sum(x.numel() for x in dataset.canvases()) == 5 * (3 + 1 + 1) * 40**2
     assert DeviceDataset.fits(dataset, CPU)
 
 
-def test_a_broken_file_is_named_before_the_first_step(tmp_path):
-    root = write_pairs(tmp_path)
-    path = root / "blobs/train/photos/003.png"
+def test_a_broken_file_is_named_before_the_first_step(data):
+    path = data / "blobs/train/photos/003.png"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(FastsketchError, match=r"photos/003\.png"):
-        DeviceDataset(SketchDataset(find_pairs(root, "train")), CPU)
+        DeviceDataset(SketchDataset(find_pairs(data, "train")), CPU)
