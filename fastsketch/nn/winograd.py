@@ -60,15 +60,17 @@ class _Winograd(torch.autograd.Function):
         product = torch.bmm(kernel, points).unflatten(0, (REACH, REACH))
         out = _both_sides(x.new_tensor(_OUTPUT), product)  # [4, 4, Cout, tiles]
         out = out.view(TILE, TILE, -1, batch, down, across).permute(3, 2, 4, 0, 5, 1)
-        y = x.new_empty(batch, weight.shape[0], down, TILE, across, TILE)
+        y = x.new_empty(batch, weight.shape[0], down * TILE, across * TILE)
+        tiled = y.view(out.shape)
         if bias is None:
-            y.copy_(out)
+            tiled.copy_(out)
         else:
-            torch.add(out, bias.view(-1, 1, 1, 1, 1), out=y)
+            torch.add(out, bias.view(-1, 1, 1, 1, 1), out=tiled)
         ctx.save_for_backward(points, kernel)
         ctx.sizes, ctx.grid = (height, width), (batch, down, across)
-        y = y.view(batch, -1, down * TILE, across * TILE)
-        return y[:, :, : height - 2, : width - 2].contiguous() if any(spare) else y
+        if not any(spare):
+            return y  # no view: a ReLU may go on in place
+        return y[:, :, : height - 2, : width - 2].clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     @once_differentiable
@@ -114,7 +116,7 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
         bias: [Cout], or None.
 
     Returns:
-        [B, Cout, H − 2, W − 2], contiguous.
+        [B, Cout, H − 2, W − 2], contiguous, and not a view.
 
     Raises:
         ValueError: a wrong shape.
@@ -145,6 +147,19 @@ class Conv3x3(nn.Conv2d):
         if self.padding[0]:
             x = nn.functional.pad(x, (1, 1, 1, 1))
         return winograd_conv2d(x, self.weight, self.bias)
+
+
+def as_conv3x3(network: nn.Module) -> nn.Module:
+    """Put `Conv3x3` in place of a foreign network's own plain 3×3 convolutions, with their weights; the network."""
+    for name, layer in network.named_children():
+        plain = type(layer) is nn.Conv2d and layer.bias is not None and layer.padding_mode == "zeros"
+        shape = (layer.kernel_size, layer.stride, layer.dilation, layer.groups) if plain else None
+        if shape == ((3, 3), (1, 1), (1, 1), 1) and layer.padding in ((0, 0), (1, 1)):
+            with torch.device("meta"):
+                ours = Conv3x3(layer.in_channels, layer.out_channels, layer.padding[0])
+            ours.weight, ours.bias = layer.weight, layer.bias
+            setattr(network, name, ours)
+    return network
 
 
 def use_winograd(module: nn.Module, on: bool = True) -> None:

@@ -15,7 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from torch.optim import Adam
 
-from fastsketch.nn.winograd import use_winograd
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.distributed import World
 from fastsketch.training.speed import Speed
@@ -44,7 +43,7 @@ class TrainingStep:
         self.broken = torch.zeros((), device=self.device)
         if speed.channels_last:
             translator.to(memory_format=torch.channels_last)
-        use_winograd(translator, speed.winograd)
+        translator.use_winograd(speed.winograd)
 
         trained = [translator.generator, *([translator.projection] if config.lambda_nce else [])]
         self._draw = self._shared(_compiled(translator.translate, speed), trained)

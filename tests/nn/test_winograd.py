@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.models import vgg16
 
-from fastsketch.nn import ResnetGenerator
-from fastsketch.nn.winograd import Conv3x3, use_winograd, winograd_conv2d
+from fastsketch.nn import PerceptualLoss, ResnetGenerator
+from fastsketch.nn.winograd import Conv3x3, as_conv3x3, use_winograd, winograd_conv2d
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -92,3 +93,24 @@ def test_bad_shapes_are_named():
         winograd_conv2d(torch.zeros(1, 2, 2, 5), torch.zeros(1, 2, 3, 3))
     with pytest.raises(ValueError, match="weight must be"):
         winograd_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(1, 3, 3, 3))
+
+
+def test_a_foreign_network_keeps_its_weights_and_its_function():
+    torch.manual_seed(0)
+    features = vgg16(weights=None).features[:23].double()
+    image, target = (torch.rand(1, 3, 32, 32, dtype=torch.float64) for _ in range(2))
+    image.requires_grad_()
+    state = {name: value.clone() for name, value in features.state_dict().items()}
+    want = PerceptualLoss(features).double()(image, target)
+    (want_gradient,) = torch.autograd.grad(want, image)
+    loss = PerceptualLoss(as_conv3x3(features)).double()
+    use_winograd(loss)
+    # All but the first, which reads three channels.
+    assert sum(m.winograd for m in loss.modules() if isinstance(m, Conv3x3)) == 9
+    assert all(torch.equal(value, state[name]) for name, value in features.state_dict().items())
+    got = loss(image, target)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
+    (gradient,) = torch.autograd.grad(got, image)
+    torch.testing.assert_close(gradient, want_gradient, rtol=1e-5, atol=1e-9)
+    strided = as_conv3x3(torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, stride=2), torch.nn.Conv2d(64, 64, 1)))
+    assert not any(isinstance(layer, Conv3x3) for layer in strided)
