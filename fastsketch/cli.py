@@ -90,17 +90,30 @@ class Evaluate:
 
 def _train(arguments: Sequence[str]) -> int:
     from fastsketch.training.config import PRESETS, TrainConfig
+    from fastsketch.training.distributed import join_world, leave_world
     from fastsketch.training.trainer import RunPaths, Trainer, load_settings
 
     base = _train_default(arguments, TrainConfig, PRESETS, lambda out: load_settings(RunPaths(out).settings))
     config = tyro.cli(TrainConfig, args=arguments, prog="fastsketch train", default=base)
-    trainer = Trainer(config, data_folder(config.data, config.out / "data"))
-    count, device = len(trainer.dataset), trainer.device
-    print(f"{config.preset} on {count} pictures, {config.total_epochs} epochs, {device}; run in {config.out}")
-    if trainer.run():
-        print(f"done: {trainer.paths.generator}; pictures in {trainer.paths.pictures}, curves {trainer.paths.curve}")
+    world, _ = join_world(config.device)
+    if not world.writes:
+        world.wait()  # the first process may have to draw the data
+    data = data_folder(config.data, config.out / "data")
+    if world.writes:
+        world.wait()
+    trainer = Trainer(config, data)
+    say = print if world.writes else lambda text: None
+    count, processes = len(trainer.dataset), f", {world.size} processes" if world.size > 1 else ""
+    say(
+        f"{config.preset} on {count} pictures, {config.total_epochs} epochs, {trainer.device}{processes} "
+        f"({trainer.speed}); run in {config.out}"
+    )
+    ended = trainer.run()
+    leave_world()
+    if ended:
+        say(f"done: {trainer.paths.generator}; pictures in {trainer.paths.pictures}, curves {trainer.paths.curve}")
         return 0
-    print(f"stopped and saved at step {trainer.step}; go on with: fastsketch train --out {config.out} --resume")
+    say(f"stopped and saved at step {trainer.step}; go on with: fastsketch train --out {config.out} --resume")
     return 130
 
 

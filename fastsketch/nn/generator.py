@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fastsketch.functional import tap_patches
 from fastsketch.nn.attention import DualAttention
 from fastsketch.nn.init import init_weights, instance_norm
+from fastsketch.nn.winograd import Conv3x3
 
 INPUT_BORDER = 3
 """Reflection padding before the first convolution: the border of tapped layer 0."""
@@ -52,8 +53,8 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        half = [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), instance_norm(channels)]
-        rest = [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3), instance_norm(channels)]
+        half = [nn.ReflectionPad2d(1), Conv3x3(channels, channels), instance_norm(channels)]
+        rest = [nn.ReflectionPad2d(1), Conv3x3(channels, channels), instance_norm(channels)]
         self.conv_block = nn.Sequential(*half, nn.ReLU(), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,13 +115,13 @@ class ResnetGenerator(nn.Module):
         model: list[nn.Module] = [nn.ReflectionPad2d(INPUT_BORDER)]
         model += [nn.Conv2d(in_channels + mask_channel, width, 7), instance_norm(width), nn.ReLU()]
         for channels in (width, 2 * width):
-            model += [nn.Conv2d(channels, 2 * channels, 3, padding=1), instance_norm(2 * channels), nn.ReLU()]
+            model += [Conv3x3(channels, 2 * channels, padding=1), instance_norm(2 * channels), nn.ReLU()]
             model.append(BlurDownsample(2 * channels))
         encoder_start = len(model)
         model += [ResnetBlock(4 * width) for _ in range(blocks)]
         last_block = len(model) - 1
         for channels in (4 * width, 2 * width):
-            model += [BlurUpsample(channels), nn.Conv2d(channels, channels // 2, 3, padding=1)]
+            model += [BlurUpsample(channels), Conv3x3(channels, channels // 2, padding=1)]
             model += [instance_norm(channels // 2), nn.ReLU()]
         model += [nn.ReflectionPad2d(3), nn.Conv2d(width, out_channels, 7), nn.Tanh()]
         self.model = nn.Sequential(*model)

@@ -10,6 +10,9 @@ from fastsketch.functional import Negatives
 
 Preset = Literal["cut", "fastcut", "fsscl"]
 
+Switch = Literal["auto", "on", "off"]
+"""auto: on where it is known to help on the device at hand (`fastsketch.training.speed`)."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "fsscl": {},
     "cut": {
@@ -38,7 +41,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """What each preset changes from the defaults, which are the paper's full method, `fsscl`."""
 
-RESUMABLE = {"resume", "epochs", "decay_epochs", "workers", "device", "log_every", "save_every", "weights_dir", "data"}
+SWITCHES = ("channels_last", "fused_adam", "compile", "cuda_graph", "data_on_device", "winograd")
+"""What makes a step faster and changes its results by no more than rounding."""
+
+RESUMABLE = {
+    *("resume", "epochs", "decay_epochs", "workers", "device", "log_every", "save_every", "weights_dir", "data"),
+    *SWITCHES,
+}
 """What may differ between a run and its resumption."""
 
 
@@ -116,7 +125,7 @@ class TrainConfig:
     """FastCUT's flip-equivariance augmentation."""
 
     batch_size: int = 1
-    """Pictures a step."""
+    """Pictures a step, over all processes."""
     epochs: int = 50
     """Epochs at the full learning rate."""
     decay_epochs: int = 50
@@ -125,8 +134,9 @@ class TrainConfig:
     """Adam's learning rate."""
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's momenta."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Autocast dtype of the networks; the contrastive loss is always float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast dtype of the networks; the contrastive loss is always float32. auto: bfloat16 where the device has
+    instructions for it."""
     seed: int = 0
     """Of everything random."""
     device: str = "auto"
@@ -135,6 +145,18 @@ class TrainConfig:
     """Data loading processes; the data set is kept decoded in memory either way."""
     weights_dir: Path | None = None
     """Folder of pretrained weights (vgg16_features.safetensors …) for machines that cannot download."""
+    channels_last: Switch = "auto"
+    """Memory layout of the networks; auto: on a GPU, and with bfloat16."""
+    fused_adam: Switch = "auto"
+    """The optimiser as one kernel."""
+    compile: Switch = "auto"
+    """torch.compile; takes minutes at the start. auto: off."""
+    cuda_graph: Switch = "auto"
+    """The whole step as one CUDA graph. auto: off, until it has been seen on a GPU."""
+    data_on_device: Switch = "auto"
+    """Keep the pictures on the device and cut and mirror them there; auto: on a GPU, where they fit."""
+    winograd: Switch = "auto"
+    """3×3 convolutions with fewer multiplications; auto: on a CPU in float32."""
     perceptual_weights: Literal["imagenet", "random"] = "imagenet"
     """VGG16's weights; random (fixed, seeded) serves where ImageNet's cannot be had, and is worse."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,16 @@ __all__ = ["EpochSampler", "Pair", "SketchDataset", "find_pairs", "find_sketches
 
 # Streams of random numbers that must not coincide for equal (seed, epoch).
 _ITEM_STREAM, _ORDER_STREAM = 0, 1
+
+
+class Drawn(NamedTuple):
+    """What chance decided for an item: (top, left, mirrored) of photo and sketch, the sketch, and whose it is."""
+
+    place: tuple[int, int, bool]
+    sketch: int
+    sketch_place: tuple[int, int, bool]
+    owner: int
+    """Index of the pair whose mask the sketch has; -1: none is known."""
 
 
 class SketchDataset(Dataset):
@@ -91,6 +102,8 @@ class SketchDataset(Dataset):
         elif len(own) < len(self.pairs):
             lonely = [pair.name for pair in self.pairs if pair.sketch is None]
             raise FastsketchError(f"{len(lonely)} photos have no sketch: {name_some(lonely)}")
+        # What `Drawn.sketch` counts: the sketches of the pairs, or when unpaired those drawn from.
+        self.drawings = self.sketches if unpaired else own
         self._owner = {pair.sketch: index for index, pair in enumerate(self.pairs) if pair.sketch is not None}
         self._cache: dict[tuple[str, Path], tuple[Tensor, tuple[int, int]]] | None = {} if cache else None
         # In shared memory, so that persistent workers see the epoch that the main process sets.
@@ -108,36 +121,38 @@ class SketchDataset(Dataset):
         """Chooses the random numbers of an epoch (0, 1, ...); call it before iterating a loader."""
         self._epoch.fill_(_checked_epoch(epoch))
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        index = range(len(self.pairs))[index]  # IndexError beyond the end, and negative indices
-        pair = self.pairs[index]
+    def draw(self, index: int) -> Drawn:
+        """The random choices of an item in the current epoch."""
         random = np.random.default_rng([self.seed, _ITEM_STREAM, self.epoch, index])
         place = self._draw_place(random)
-        photo, size = self._canvas("photo", pair.photo)
+        if not self.unpaired:
+            return Drawn(place, index, place, index)
+        sketch = self._draw_sketch(random, self.pairs[index].sketch)
+        return Drawn(place, sketch, self._draw_place(random), self._owner.get(self.sketches[sketch], -1))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        index = range(len(self.pairs))[index]  # IndexError beyond the end, and negative indices
+        drawn, pair = self.draw(index), self.pairs[index]
         item = {
-            "photo": self._crop(photo, place, signed=True),
-            "mask": self._crop(self._mask_canvas(pair), place, signed=False),
+            "photo": self._crop(self._canvas("photo", pair.photo)[0], drawn.place, signed=True),
+            "mask": self._crop(self._mask_canvas(pair), drawn.place, signed=False),
             "index": torch.tensor(index, dtype=torch.int64),
         }
-        if not self.unpaired:
-            assert pair.sketch is not None  # checked by __init__
-            sketch, sketch_size = self._canvas("sketch", pair.sketch)
-            if sketch_size != size:
-                raise FastsketchError(
-                    f"{pair.sketch}: the sketch is {sketch_size[0]}x{sketch_size[1]} but its photo {pair.photo} is "
-                    f"{size[0]}x{size[1]}; the two of a pair must be aligned and of one size"
-                )
-            return {**item, "sketch": self._crop(sketch, place, signed=True)}
-        path = self._draw_sketch(random, pair.sketch)
-        place = self._draw_place(random)
-        owner = self._owner.get(path)
-        if owner is None:
-            mask = torch.full((1, self.image_size, self.image_size), 255, dtype=torch.uint8)
-        else:
-            mask = self._mask_canvas(self.pairs[owner])
-        item["sketch"] = self._crop(self._canvas("sketch", path)[0], place, signed=True)
-        item["sketch_mask"] = self._crop(mask, place, signed=False)
+        sketch = self._sketch_canvas(drawn.sketch)
+        item["sketch"] = self._crop(sketch, drawn.sketch_place, signed=True)
+        if self.unpaired:
+            if drawn.owner < 0:
+                mask = torch.full((1, self.image_size, self.image_size), 255, dtype=torch.uint8)
+            else:
+                mask = self._mask_canvas(self.pairs[drawn.owner])
+            item["sketch_mask"] = self._crop(mask, drawn.sketch_place, signed=False)
         return item
+
+    def canvases(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All of them, uint8: photos [N, 3, S, S], masks [N, 1, S, S], `drawings` [M, C, S, S]; S = `image_size`."""
+        photos = torch.stack([self._canvas("photo", pair.photo)[0] for pair in self.pairs])
+        masks = torch.stack([self._mask_canvas(pair) for pair in self.pairs])
+        return photos, masks, torch.stack([self._sketch_canvas(i) for i in range(len(self.drawings))])
 
     def _draw_place(self, random: np.random.Generator) -> tuple[int, int, bool]:
         room = self.image_size - self.crop_size
@@ -145,8 +160,8 @@ class SketchDataset(Dataset):
         mirrored = random.random() < 0.5
         return int(top), int(left), bool(mirrored and self.flip)
 
-    def _draw_sketch(self, random: np.random.Generator, own: Path | None) -> Path:
-        others = [path for path in self.sketches if path != own] or self.sketches
+    def _draw_sketch(self, random: np.random.Generator, own: Path | None) -> int:
+        others = [i for i, path in enumerate(self.sketches) if path != own] or list(range(len(self.sketches)))
         return others[int(random.integers(len(others)))]
 
     def _crop(self, canvas: Tensor, place: tuple[int, int, bool], *, signed: bool) -> Tensor:
@@ -155,6 +170,20 @@ class SketchDataset(Dataset):
         crop = canvas[:, top : top + side, left : left + side]
         crop = (crop.flip(-1) if mirrored else crop).float() / 255.0
         return crop.mul_(2.0).sub_(1.0) if signed else crop
+
+    def _sketch_canvas(self, number: int) -> Tensor:
+        """One of `drawings`; of a pair it must be aligned with its photo."""
+        path = self.drawings[number]
+        sketch, sketch_size = self._canvas("sketch", path)
+        if not self.unpaired:
+            photo = self.pairs[number].photo
+            size = self._canvas("photo", photo)[1]
+            if sketch_size != size:
+                raise FastsketchError(
+                    f"{path}: the sketch is {sketch_size[0]}x{sketch_size[1]} but its photo {photo} is "
+                    f"{size[0]}x{size[1]}; the two of a pair must be aligned and of one size"
+                )
+        return sketch
 
     def _mask_canvas(self, pair: Pair) -> Tensor:
         return self._canvas("mask", pair.photo, given=pair.mask)[0]

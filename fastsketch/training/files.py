@@ -8,6 +8,9 @@ from pathlib import Path
 
 from fastsketch.errors import FastsketchError
 
+UNFINISHED = ".tmp-"
+"""What names of files begin with until they are whole."""
+
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
@@ -21,7 +24,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=path.suffix, dir=path.parent)
         os.close(handle)
     except OSError as error:
         raise FastsketchError(f"{path}: cannot write ({error.strerror or error})") from error
@@ -44,3 +47,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     """A file of these bytes, whole or not at all; what stood there before stays when it cannot be written."""
     with written_whole(path) as part:
         part.write_bytes(content)
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what a killed process left unfinished in a folder, and in those below it."""
+    for path in folder.rglob(f"{UNFINISHED}*"):
+        path.unlink(missing_ok=True)

@@ -1,54 +1,42 @@
 """The training loop: steps, epochs, checkpoints, pictures. Read it from `Trainer.run` down."""
 
 import contextlib
-import math
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Adam
-from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.checkpoint import (
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-    save_generator,
-)
+from fastsketch.training.batches import Batches
 from fastsketch.training.config import TrainConfig
-from fastsketch.training.data import EpochSampler, SketchDataset
-from fastsketch.training.files import write_bytes
+from fastsketch.training.data import SketchDataset
+from fastsketch.training.distributed import World, join_world
+from fastsketch.training.files import remove_torn
+from fastsketch.training.graph import GraphedStep
 from fastsketch.training.history import LossHistory
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair, find_pairs, find_sketches
 from fastsketch.training.pictures import save_loss_curve, save_picture_grid
-from fastsketch.training.translator import PHOTO_CHANNELS, Translator
+from fastsketch.training.run_files import RunPaths, load_run, load_settings, save_run, save_settings
+from fastsketch.training.signals import StopRequest
+from fastsketch.training.speed import choose_speed
+from fastsketch.training.step import TrainingStep
+from fastsketch.training.translator import Translator
+
+__all__ = ["NonFiniteLoss", "RunPaths", "Trainer", "choose_device", "load_settings"]
+
+_POSITIONS, _FLIP = 2, 3
+"""Streams of random numbers, beside those of the data."""
 
 
 class NonFiniteLoss(FastsketchError):
-    """A loss became NaN or infinite; training stopped before it reached the weights."""
-
-
-class RunPaths:
-    """Where things are in a run's folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.settings = root / "settings.json"
-        self.checkpoint = root / "checkpoint.pt"
-        self.generator = root / "generator.safetensors"
-        self.losses = root / "losses.csv"
-        self.curve = root / "losses.png"
-        self.pictures = root / "pictures"
-        self.masks = root / "masks"
-        self.tensorboard = root / "tensorboard"
+    """A loss or gradient became NaN or infinite; training stopped before it reached the weights."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -66,43 +54,47 @@ def choose_device(name: str) -> torch.device:
 class Trainer:
     """One training run in one folder.
 
+    Under torchrun each process makes one of these, with the same arguments.
+
     Args:
         config: the settings; with `resume` the run in `config.out` goes on where its checkpoint stands.
         data: folder of the pictures (`config.data`, or where the built-in set was written).
         quiet: no progress bar.
+        world: the processes; None: those that torchrun started, if it did.
 
     Raises:
         FastsketchError: data, weights, folder or checkpoint that cannot be used.
     """
 
-    def __init__(self, config: TrainConfig, data: Path, quiet: bool = False) -> None:
-        self.config, self.quiet = config, quiet
+    def __init__(self, config: TrainConfig, data: Path, quiet: bool = False, world: World | None = None) -> None:
+        self.world, device = join_world(config.device) if world is None else (world, config.device)
+        self.config, self.quiet = config, quiet or not self.world.writes
         self.paths = RunPaths(config.out)
         if not config.resume and self.paths.checkpoint.exists():
             raise FastsketchError(f"{config.out} holds a run already: add --resume to go on, or choose another folder")
         if config.resume:
-            saved = load_settings(self.paths.settings)
-            config.check_resumes(saved)
-        self.device = choose_device(config.device)
+            config.check_resumes(load_settings(self.paths.settings))
+        self.device = choose_device(device)
+        self.speed = choose_speed(config, self.device, self.world.size)
         self.dataset = self._dataset(data)
-        self.order = EpochSampler(len(self.dataset), config.seed)
-        self.examples = self._examples(data)
+        self.batches = Batches(self.dataset, config, self.device, self.speed.data_on_device, self.world)
+        self.examples = self._examples(data) if self.world.writes else []
 
         torch.manual_seed(config.seed)
         self.translator = Translator(config).to(self.device)
-        self.rng = torch.Generator(self.device).manual_seed(config.seed + 1)
-        drawing = [*self.translator.generator.parameters(), *self.translator.projection.parameters()]
-        judging = self.translator.discriminator.parameters()
-        self.optimizers = {
-            "generator": Adam(drawing, config.lr, config.betas),
-            "discriminator": Adam(judging, config.lr, config.betas),
-        }
+        self.update = TrainingStep(self.translator, config, self.speed, self.world)
+        self.call = GraphedStep(self.update, self.update.rng) if self.speed.cuda_graph else self.update
         self.step = self.epoch = self.seen = 0
-        self._stop = False
-        if config.resume:
-            self._load()
-        write_bytes(self.paths.settings, replace(config, resume=False).to_json().encode())
+        self.stop = StopRequest(patient=self.world.size > 1)
+        self._unchecked: list[tuple[int, dict[str, Tensor], Tensor, Tensor]] = []
+        # A run that was killed before its first checkpoint begins again.
+        if config.resume and self.paths.checkpoint.exists():
+            self.step, self.epoch, self.seen = load_run(self.paths.checkpoint, self.translator, self.update)
         self.history = LossHistory(self.paths.losses, last_step=self.step)
+        self.world.wait()  # all have looked for an earlier run before one of them writes
+        if self.world.writes:
+            remove_torn(config.out)
+            save_settings(self.paths.settings, replace(config, resume=False))
 
     # --- data -------------------------------------------------------------------------------------------------------
 
@@ -143,20 +135,6 @@ class Trainer:
         )
         return [whole[i] for i in range(count)]
 
-    def _batches(self) -> Iterator[dict[str, Tensor]]:
-        """The rest of the current epoch."""
-        self.dataset.set_epoch(self.epoch)
-        self.order.set_epoch(self.epoch, self.seen)
-        loader = DataLoader(
-            self.dataset,
-            self.config.batch_size,
-            sampler=self.order,
-            num_workers=self.config.workers,
-            generator=torch.Generator(),
-        )
-        for batch in loader:
-            yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
-
     # --- one step ---------------------------------------------------------------------------------------------------
 
     def learning_rate(self, epoch: int) -> float:
@@ -164,84 +142,92 @@ class Trainer:
         over = max(0, epoch + 1 - self.config.epochs)
         return self.config.lr * (1 - over / (self.config.decay_epochs + 1))
 
-    def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Update the discriminator, then generator and projection; the losses as numbers."""
-        half = self.config.precision == "bfloat16"
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half)
-        translator = self.translator
-        with autocast:
-            drawings, mask, features, flipped = translator.translate(batch, self.rng)
-            drawn = drawings[: batch["photo"].shape[0]]
-            judged = translator.discriminator_loss(drawn, batch["sketch"])
-        numbers = {"discriminator": judged}
-        self._check_finite(numbers, batch)
-        self._update("discriminator", judged)
+    def train_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Update all networks; the losses by name, on the device.
 
-        translator.discriminator.requires_grad_(False)
-        with autocast:
-            losses = translator.generator_losses(batch, drawings, mask, features, flipped, self.rng)
-        numbers |= losses
-        self._check_finite(losses, batch)
-        self._update("generator", torch.stack([loss.float() for loss in losses.values()]).sum())
-        translator.discriminator.requires_grad_(True)
-        return {name: loss.item() for name, loss in numbers.items()}
+        Random numbers are a function of seed, step and process, so none of their state need be saved.
 
-    def _update(self, name: str, loss: Tensor) -> None:
-        self.optimizers[name].zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizers[name].step()
+        Raises:
+            NonFiniteLoss: as `check_finite`, on a GPU up to `log_every` steps late.
+        """
+        stream = np.random.SeedSequence([self.config.seed, _POSITIONS, self.step, self.world.rank])
+        self.update.rng.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        coin = np.random.default_rng([self.config.seed, _FLIP, self.step])  # one for all processes
+        losses = self.call(batch, self.config.flip_equivariance and bool(coin.random() < 0.5))
+        self._unchecked.append((self.step + 1, losses, self.update.broken.clone(), batch["index"]))
+        if self.device.type == "cpu" or len(self._unchecked) >= self.config.log_every:
+            self.check_finite()
+        return losses
 
-    def _check_finite(self, losses: dict[str, Tensor], batch: dict[str, Tensor]) -> None:
-        broken = [name for name, loss in losses.items() if not math.isfinite(loss.item())]
-        if broken:
-            photos = ", ".join(str(self.dataset.pairs[i].photo) for i in batch["index"].tolist())
-            raise NonFiniteLoss(
-                f"{' and '.join(broken)} loss is not finite at step {self.step + 1} (pictures: {photos}); "
-                f"stopped, {self._last_state()}"
-            )
+    def check_finite(self) -> None:
+        """Look at the steps since the last look: on a GPU that waits for it, so it is done now and then only.
 
-    def _last_state(self) -> str:
+        Raises:
+            NonFiniteLoss: one of them was not finite; no update has been let through since.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        broken = torch.stack([flag for *_, flag, _ in unchecked]).tolist()
+        if not any(broken):
+            return
+        step, losses, _, index = unchecked[broken.index(1.0)]
+        names = [name for name, loss in losses.items() if not torch.isfinite(loss)]
+        what = f"{' and '.join(names)} loss" if names else "a gradient"
+        photos = ", ".join(str(self.dataset.pairs[i].photo) for i in self.world.collect(index.tolist()))
         kept = self.paths.checkpoint
-        return f"the last good state is in {kept}" if kept.exists() else "no checkpoint was written yet"
+        state = f"the last good state is in {kept}" if kept.exists() else "no checkpoint was written yet"
+        raise NonFiniteLoss(f"{what} is not finite at step {step} (pictures: {photos}); stopped, {state}")
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
     def run(self) -> bool:
-        """Train to the end, or until Ctrl-C, which saves; whether the end was reached."""
-        epochs, per_epoch = self.config.total_epochs, math.ceil(len(self.dataset) / self.config.batch_size)
-        bar = tqdm(
-            total=epochs * per_epoch, initial=self.step, unit="step", disable=self.quiet, dynamic_ncols=True, leave=True
-        )
-        with contextlib.closing(SummaryWriter(self.paths.tensorboard, purge_step=self.step + 1)) as board, bar:
-            with self._stop_on_signal():
-                while self.epoch < epochs and not self._stop:
-                    self._run_epoch(bar, board)
-            if self._stop:
-                self.save()
-        self.history.flush()
-        if self.history.steps:
-            save_loss_curve(self.history, self.paths.curve)
-        return not self._stop
+        """Train to the end, or until Ctrl-C, which saves; whether the end was reached.
 
-    def _run_epoch(self, bar: tqdm, board: SummaryWriter) -> None:
+        Raises:
+            NonFiniteLoss: a batch whose losses or gradients are not finite; the last checkpoint stays.
+            FastsketchError: a picture that cannot be read; the run is saved first.
+        """
+        epochs = self.config.total_epochs
+        bar = tqdm(
+            total=epochs * self.batches.per_epoch,
+            initial=self.step,
+            unit="step",
+            disable=self.quiet,
+            dynamic_ncols=True,
+            leave=True,
+        )
+        board = SummaryWriter(self.paths.tensorboard, purge_step=self.step + 1) if self.world.writes else None
+        with contextlib.closing(board) if board else contextlib.nullcontext(), bar, self.stop.listening():
+            while self.epoch < epochs and not self.stop.asked:
+                self._run_epoch(bar, board)
+            if self.stop.asked:
+                self.save()
+        if self.world.writes:
+            self.history.flush()
+            if self.history.steps:
+                save_loss_curve(self.history, self.paths.curve)
+        self.world.wait()
+        return not self.stop.asked
+
+    def _run_epoch(self, bar: tqdm, board: SummaryWriter | None) -> None:
         bar.set_description(f"epoch {self.epoch + 1}/{self.config.total_epochs}")
-        for optimizer in self.optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = self.learning_rate(self.epoch)
-        for batch in self._batches():
-            start = time.perf_counter()
+        self.update.set_learning_rate(self.learning_rate(self.epoch))
+        start, counted = time.perf_counter(), 0
+        for batch in self._until_stopped(self.batches.of_epoch(self.epoch, self.seen)):
             losses = self.train_step(batch)
-            count = len(batch["index"])
+            count = len(batch["index"]) * self.world.size
             self.step += 1
             self.seen += count
+            counted += count
             bar.update()
             if self.step % self.config.log_every == 0:
-                speed = count / (time.perf_counter() - start)
-                self._log(losses, speed, bar, board)
+                self._log(losses, counted / (time.perf_counter() - start), bar, board)
+                start, counted = time.perf_counter(), 0
             if self.config.save_every and self.step % self.config.save_every == 0:
                 self.save()
-            if self._stop:
-                return
+        if self.stop.asked:
+            return
         self.seen = 0
         self.epoch += 1
         if self.examples:
@@ -249,85 +235,44 @@ class Trainer:
             save_picture_grid(self.translator, self.examples, path, self.config.seed)
         self.save()
 
-    def _log(self, losses: dict[str, float], speed: float, bar: tqdm, board: SummaryWriter) -> None:
-        self.history.add(self.step, losses)
-        for name, value in losses.items():
+    def _until_stopped(self, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The batches, until Ctrl-C in any process; a picture that one cannot read stops all of them, saved."""
+        while True:
+            batch, problem = None, None
+            try:
+                batch = next(batches, None)
+            except FastsketchError as error:
+                problem = error
+            verdict = self.world.highest(2 if problem else int(self.stop.asked))
+            if verdict == 2:
+                self.save()
+                raise problem or FastsketchError("another process could not go on, and says why; the run was saved")
+            self.stop.asked = verdict == 1
+            if batch is None or self.stop.asked:
+                return
+            yield batch
+
+    def _log(self, losses: dict[str, Tensor], speed: float, bar: tqdm, board: SummaryWriter | None) -> None:
+        if board is None:
+            return
+        numbers = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+        self.history.add(self.step, numbers)
+        for name, value in numbers.items():
             board.add_scalar(f"loss/{name}", value, self.step)
         board.add_scalar("images_per_second", speed, self.step)
-        shown = " ".join(f"{SHORT.get(name, name)} {value:.2f}" for name, value in losses.items())
+        shown = " ".join(f"{SHORT.get(name, name)} {value:.2f}" for name, value in numbers.items())
         bar.set_postfix_str(f"{shown} | {speed:.1f} img/s")
-
-    @contextlib.contextmanager
-    def _stop_on_signal(self) -> Iterator[None]:
-        """The first Ctrl-C (or SIGTERM) ends the run after the step in progress; a second one at once."""
-
-        def ask(number: int, frame: object) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-            tqdm.write("stopping after this step; the run will be saved")
-
-        try:
-            before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread: nobody can press Ctrl-C here
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     # --- keeping ----------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the checkpoint, the generator's weights and the losses, each whole."""
-        self.history.flush()
-        state = {
-            "settings": self.config.to_json(),
-            "networks": {name: module.state_dict() for name, module in self.translator.networks().items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "rng": {"torch": torch.get_rng_state(), "run": self.rng.get_state()},
-            "step": self.step,
-            "epoch": self.epoch,
-            "seen": self.seen,
-        }
-        save_checkpoint(self.paths.checkpoint, state)
-        architecture = {
-            "in_channels": PHOTO_CHANNELS,
-            "out_channels": self.config.sketch_channels,
-            "width": self.config.width,
-            "blocks": self.config.blocks,
-            "mask_channel": self.config.mask,
-            "attention": self.config.attention,
-        }
-        save_generator(self.paths.generator, self.translator.generator, architecture)
-
-    def _load(self) -> None:
-        """Put everything back as the checkpoint has it."""
-        path = self.paths.checkpoint
-        state = load_checkpoint(path, self.device)
-        try:
-            for name, module in self.translator.networks().items():
-                load_weights(module, state["networks"][name], f"{path} ({name})")
-            for name, optimizer in self.optimizers.items():
-                optimizer.load_state_dict(state["optimizers"][name])
-            torch.set_rng_state(state["rng"]["torch"].cpu())
-            self.rng.set_state(state["rng"]["run"].cpu())
-            self.step, self.epoch, self.seen = state["step"], state["epoch"], state["seen"]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise FastsketchError(f"{path}: the checkpoint does not fit this run ({error})") from error
+        """Write losses, generator and checkpoint, each whole, the checkpoint last: it never runs ahead of the rest."""
+        self.check_finite()
+        if self.world.writes:
+            self.history.flush()
+            place = (self.step, self.epoch, self.seen)
+            save_run(self.paths, self.config, self.translator, self.update, place)
 
 
 SHORT = {"discriminator": "D", "gan": "G", "nce_identity": "nce_y", "pixel": "pix", "perceptual": "perc"}
 """Names of losses in the progress bar."""
-
-
-def load_settings(path: Path) -> TrainConfig:
-    """The settings saved with a run.
-
-    Raises:
-        FastsketchError: none there, or damaged.
-    """
-    if not path.is_file():
-        raise FastsketchError(f"{path.parent}: no run to resume here (no {path.name})")
-    return TrainConfig.from_json(path.read_text(encoding="utf-8"), str(path))

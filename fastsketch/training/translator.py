@@ -1,6 +1,7 @@
 """The networks of a run and their losses for one batch: METHOD.md's total, term by term."""
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
@@ -11,12 +12,15 @@ from fastsketch.nn import (
     MultiLayerPatchNCE,
     PatchDiscriminator,
     PatchProjection,
+    PatchSample,
     PerceptualLoss,
     PixelLoss,
     ResnetGenerator,
     StructureSampler,
 )
+from fastsketch.nn.winograd import as_conv3x3, use_winograd
 from fastsketch.training.config import TrainConfig
+from fastsketch.training.distributed import patch_nce_over_ranks
 from fastsketch.weights import WeightsNotFound, load_vgg16_features
 
 PHOTO_CHANNELS = 3
@@ -65,7 +69,7 @@ class Translator(nn.Module):
         self.adversarial = LeastSquaresGANLoss()
         self.pixel = PixelLoss()
         # In a list, so that its frozen weights are neither saved nor optimised.
-        self._perceptual = [PerceptualLoss(_vgg16_features(config))] if config.lambda_perceptual else []
+        self._perceptual = [PerceptualLoss(as_conv3x3(_vgg16_features(config)))] if config.lambda_perceptual else []
 
     def to(self, *args, **kwargs) -> "Translator":
         """Move everything, the perceptual network included."""
@@ -73,30 +77,37 @@ class Translator(nn.Module):
             module.to(*args, **kwargs)
         return super().to(*args, **kwargs)
 
+    def use_winograd(self, on: bool) -> None:
+        """Switch the 3×3 convolutions of all networks, the perceptual one included (`fastsketch.nn.winograd`)."""
+        for network in (self, *self._perceptual):
+            use_winograd(network, on)
+
     def networks(self) -> dict[str, nn.Module]:
         """What is trained and saved."""
         return {"generator": self.generator, "discriminator": self.discriminator, "projection": self.projection}
 
     def translate(
-        self, batch: dict[str, Tensor], rng: torch.Generator
-    ) -> tuple[Tensor, Tensor | None, EncoderFeatures, Tensor | None]:
+        self, batch: dict[str, Tensor], rng: torch.Generator, flipped: bool | None = None
+    ) -> tuple[Tensor, Tensor, EncoderFeatures, bool]:
         """Draw the batch's photos, and with the identity term its sketches, in one pass.
 
         Args:
             batch: photo [B, 3, H, W] and sketch [B, C, H, W] in [-1, 1], mask (and for unpaired data sketch_mask)
                 [B, 1, H, W] in [0, 1].
-            rng: source of the flip of FastCUT.
+            rng: source of FastCUT's flip where that is not given (asking waits for the device).
+            flipped: mirror what the generator reads, FastCUT's flip equivariance. None: half of the calls, with it.
 
         Returns:
-            (drawings, masks, source features, horizontal flip): drawings [B or 2B, C, H, W], the photos' first;
-            the last is None, or the flipped features' turn under flip equivariance.
+            (drawings, masks, source features, flipped): drawings [B or 2B, C, H, W], the photos' first; features
+            are never mirrored, drawings are if `flipped`.
         """
         source, mask = batch["photo"], batch["mask"]
         if self.config.identity and self.config.lambda_nce:
             source = torch.cat((source, batch["sketch"].expand(-1, PHOTO_CHANNELS, -1, -1)))
             mask = torch.cat((mask, batch.get("sketch_mask", mask)))
         masks = mask if self.config.mask else None
-        flipped = self.config.flip_equivariance and bool(torch.rand((), generator=rng, device=rng.device) < 0.5)
+        if flipped is None:
+            flipped = self.config.flip_equivariance and bool(torch.rand((), generator=rng, device=rng.device) < 0.5)
         if not flipped:
             drawings, features = self.generator(source, masks, return_features=True)
             return drawings, mask, features, flipped
@@ -146,9 +157,7 @@ class Translator(nn.Module):
         structure = features.structure
         if structure is None:
             structure = drawings.new_zeros((drawings.shape[0], *features.sizes[-1]))
-        # Without the mask input the background is not known to the method either: no region of its own.
-        sample = self.sampler(structure, mask if self.config.mask else None, generator=rng)
-        positions = sample.on(features.sizes, self.generator.tap_borders, rng)
+        sample, positions = self.draw_positions(structure, mask, features, rng)
         with torch.no_grad():
             patches = [gather_patches(f, p) for f, p in zip(features.layers, positions, strict=True)]
             keys = self.projection(patches)
@@ -157,7 +166,28 @@ class Translator(nn.Module):
             masks = None if masks is None else masks.flip(-1)
             positions = [mirror(p, w) for p, (_, w) in zip(positions, features.sizes, strict=True)]
         queries = self.projection(self.generator.encode_patches(drawings, masks, positions))
+        if self.config.negatives == "batch" and dist.is_initialized():
+            return self._contrast_over_ranks(queries, keys, sample.weight)
         return self.contrast(queries, keys, region=sample.region, weight=sample.weight)
+
+    def draw_positions(
+        self, structure: Tensor, mask: Tensor, features: EncoderFeatures, rng: torch.Generator
+    ) -> tuple[PatchSample, list[Tensor]]:
+        """The positions of a step: on the map, and on each tapped layer."""
+        # A batch that is not finite shows in its losses; its positions are positions all the same.
+        structure = structure.nan_to_num(0.0)
+        # Without the mask input the background is not known to the method either: no region of its own.
+        sample = self.sampler(structure, mask if self.config.mask else None, generator=rng)
+        return sample, sample.on(features.sizes, self.generator.tap_borders, rng)
+
+    def _contrast_over_ranks(self, queries: Tensor, keys: Tensor, weight: Tensor | None) -> Tensor:  # [B or 2B]
+        """`batch` negatives: the keys of all processes."""
+        layers, batch, samples, _ = queries.shape
+        loss = patch_nce_over_ranks(queries.flatten(1, 2), keys.flatten(1, 2), self.config.temperature)
+        loss = loss.view(layers, batch, samples)
+        if weight is None:
+            return loss.mean((0, 2))
+        return (loss * weight).sum(2).mean(0) / weight.sum(1)
 
 
 def mirror(index: Tensor, width: int) -> Tensor:

@@ -1,0 +1,87 @@
+"""A run's folder: what lies where, and how all of it is written and read back."""
+
+from pathlib import Path
+
+from fastsketch.errors import FastsketchError
+from fastsketch.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_generator
+from fastsketch.training.config import TrainConfig
+from fastsketch.training.files import write_bytes
+from fastsketch.training.step import TrainingStep
+from fastsketch.training.translator import PHOTO_CHANNELS, Translator
+
+
+class RunPaths:
+    """Where things are in a run's folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.settings = root / "settings.json"
+        self.checkpoint = root / "checkpoint.pt"
+        self.generator = root / "generator.safetensors"
+        self.losses = root / "losses.csv"
+        self.curve = root / "losses.png"
+        self.pictures = root / "pictures"
+        self.masks = root / "masks"
+        self.tensorboard = root / "tensorboard"
+
+
+def save_settings(path: Path, config: TrainConfig) -> None:
+    """The settings of a run, beside it."""
+    write_bytes(path, config.to_json().encode())
+
+
+def load_settings(path: Path) -> TrainConfig:
+    """The settings saved with a run.
+
+    Raises:
+        FastsketchError: none there, or damaged.
+    """
+    if not path.is_file():
+        raise FastsketchError(f"{path.parent}: no run to resume here (no {path.name})")
+    return TrainConfig.from_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def save_run(
+    paths: RunPaths, config: TrainConfig, translator: Translator, update: TrainingStep, place: tuple[int, int, int]
+) -> None:
+    """Write the generator, then the checkpoint, each whole.
+
+    Args:
+        paths: of the run.
+        config: its settings.
+        translator: its networks.
+        update: its optimisers.
+        place: (steps taken, whole epochs, pictures seen of the next).
+    """
+    state = {
+        "settings": config.to_json(),
+        "networks": {name: module.state_dict() for name, module in translator.networks().items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in update.optimizers.items()},
+        **dict(zip(("step", "epoch", "seen"), place, strict=True)),
+    }
+    architecture = {
+        "in_channels": PHOTO_CHANNELS,
+        "out_channels": config.sketch_channels,
+        "width": config.width,
+        "blocks": config.blocks,
+        "mask_channel": config.mask,
+        "attention": config.attention,
+    }
+    save_generator(paths.generator, translator.generator, architecture)
+    save_checkpoint(paths.checkpoint, state)
+
+
+def load_run(path: Path, translator: Translator, update: TrainingStep) -> tuple[int, int, int]:
+    """Put networks and optimisers back as a checkpoint has them; its place, as `save_run`.
+
+    Raises:
+        FastsketchError: no checkpoint, or one that does not fit.
+    """
+    state = load_checkpoint(path, update.device)
+    try:
+        for name, module in translator.networks().items():
+            load_weights(module, state["networks"][name], f"{path} ({name})")
+        update.load_optimizers(state["optimizers"])
+        return state["step"], state["epoch"], state["seen"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FastsketchError(f"{path}: the checkpoint does not fit this run ({error})") from error

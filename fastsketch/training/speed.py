@@ -1,0 +1,66 @@
+"""The speed switches of a run, resolved for a device: what `auto` means, and what cannot be had."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fastsketch.errors import FastsketchError
+from fastsketch.training.config import Switch, TrainConfig
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a run really uses; the fields are those of `TrainConfig`."""
+
+    precision: torch.dtype
+    channels_last: bool
+    fused_adam: bool
+    compile: bool
+    cuda_graph: bool
+    data_on_device: bool
+    winograd: bool
+
+    def __str__(self) -> str:
+        names = ("channels_last", "fused_adam", "compile", "cuda_graph", "data_on_device", "winograd")
+        used = [name.replace("_", " ") for name in names if getattr(self, name)]
+        return ", ".join([str(self.precision).removeprefix("torch."), *used])
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16 faster than in float32: by instructions of its own."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name)() for name in instructions)
+
+
+def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) -> Speed:
+    """Resolve the switches. `auto` never chooses what has not been seen to run on a GPU and could fail there.
+
+    Raises:
+        FastsketchError: something switched on that this device, or this number of processes, cannot have.
+    """
+    on_gpu = device.type == "cuda"
+    half = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16(device))
+    if config.cuda_graph == "on" and not on_gpu:
+        raise FastsketchError(f"cuda_graph is on, but the device is {device}")
+    if config.cuda_graph == "on" and processes > 1:
+        raise FastsketchError("cuda_graph is for one process; leave it off with several")
+    if config.winograd == "on" and (on_gpu or half):
+        raise FastsketchError("winograd is for float32 on a CPU; cuDNN chooses by itself, and bfloat16 is faster still")
+    winograd = _resolve(config.winograd, not on_gpu and not half)
+    if config.channels_last == "on" and winograd:
+        raise FastsketchError("channels_last and winograd exclude each other: add --winograd off")
+    return Speed(
+        precision=torch.bfloat16 if half else torch.float32,
+        channels_last=_resolve(config.channels_last, on_gpu or half),
+        fused_adam=_resolve(config.fused_adam, device.type in ("cpu", "cuda")),
+        compile=_resolve(config.compile, False),
+        cuda_graph=_resolve(config.cuda_graph, False),
+        data_on_device=_resolve(config.data_on_device, on_gpu),
+        winograd=winograd,
+    )
+
+
+def _resolve(switch: Switch, auto: bool) -> bool:
+    return auto if switch == "auto" else switch == "on"
