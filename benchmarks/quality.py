@@ -56,6 +56,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "discriminator_width": 12,
         "projection_dim": 64,
         "num_patches": 64,
+        "density_window": 3,  # of a 16×16 map: 7 is for 64×64
         "epochs": 2,
         "decay_epochs": 1,
         "lr": 5e-4,
