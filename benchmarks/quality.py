@@ -57,7 +57,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "projection_dim": 64,
         "num_patches": 64,
         "density_window": 3,  # of a 16×16 map: 7 is for 64×64
-        "epochs": 2,
+        "epochs": 1,
         "decay_epochs": 1,
         "lr": 5e-4,
         "masks": "folder",
