@@ -71,3 +71,15 @@ def test_spread_is_the_sample_standard_deviation():
     ]
     assert "| cut | 2 | 0.6000 ± 0.1414 |" in markdown(runs, ["fsim"])
     assert "| cut | 1 | 0.5000 |" in markdown(runs[:1], ["fsim"])
+
+
+def test_minutes_choose_the_epochs_once_for_all_rows(tmp_path, data, monkeypatch):
+    monkeypatch.setattr(quality, "METRICS", ("fsim",))
+    command = ["quality", "--data", str(data), "--out", str(tmp_path / "out"), "--scale", "small", "--device", "cpu"]
+    command += ["--rows", "+pixel", "--seeds", "0", "--minutes", "1e-9", "--set", *TINY, "lambda_perceptual=0"]
+    monkeypatch.setattr(sys, "argv", command)
+    quality.main()
+    saved = json.loads((tmp_path / "out" / "plan.json").read_text())["settings"]
+    assert (saved["epochs"], saved["decay_epochs"]) == (1, 1)  # the least: one at full rate, one decaying
+    monkeypatch.setattr(quality, "epochs_within", None)  # a second call reads the plan
+    quality.main()
