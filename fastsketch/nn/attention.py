@@ -16,11 +16,17 @@ def _minmax(score: Tensor) -> Tensor:  # [B, N] -> [B, N]
     return (score - low) / torch.where(high > low, high - low, 1)
 
 
+def _variation(values: Tensor) -> Tensor:  # [B, C, H, W] -> [B, H·W]
+    """Norm over channels of the difference from the 3×3 mean; at the border the mean is over what lies inside."""
+    mean = F.avg_pool2d(values, 3, stride=1, padding=1, count_include_pad=False)
+    return torch.linalg.vector_norm(values - mean, dim=1).flatten(1)
+
+
 class DualAttention(nn.Module):
     """A residual block of a spatial and a channel attention branch [P: dual-branch; L: DANet, CVPR 2019; D].
 
     out = F + γ_s·softmax(QKᵀ/√d)·V + γ_c·softmax(rowmax(FFᵀ) − FFᵀ)·F, with γ_s and γ_c learnt from 0.
-    The map is M = ½·minmax(attention received) + ½·minmax(norm of the channel branch) [D].
+    The map is M = ½·minmax(|δ attention received|) + ½·minmax(‖δ channel branch‖), δx = x less its 3×3 mean [D].
 
     Args:
         channels: C of the features.
@@ -75,6 +81,7 @@ class DualAttention(nn.Module):
     @torch.no_grad()
     def _map(query: Tensor, key: Tensor, channel: Tensor) -> Tensor:  # [B, H, W]
         received, _ = attention_statistics(query.float(), key.float())
-        strength = torch.linalg.vector_norm(channel.flatten(2).float(), dim=1)
-        structure = (_minmax(received) + _minmax(strength)) / 2
-        return structure.view(channel.shape[0], *channel.shape[2:])
+        batch, _, *size = channel.shape
+        spatial = received.view(batch, 1, *size)
+        structure = (_minmax(_variation(spatial)) + _minmax(_variation(channel.float()))) / 2
+        return structure.view(batch, *size)

@@ -23,10 +23,20 @@ def explicit(attention: DualAttention, x: torch.Tensor) -> tuple[torch.Tensor, t
     e = torch.exp(energy - energy.max(1, keepdim=True).values)
     channel = e / e.sum(1, keepdim=True) @ flat
     out = flat + attention.spatial_gain * spatial + attention.channel_gain * channel
-    received, strength = a.mean(0), (channel**2).sum(0).sqrt()
-    received = (received - received.min()) / (received.max() - received.min())
-    strength = (strength - strength.min()) / (strength.max() - strength.min())
-    return out.view_as(x), ((received + strength) / 2).view(x.shape[1:])
+    scores = [variation(a.mean(0).view(1, *x.shape[1:])), variation(channel.view_as(x))]
+    scores = [(score - score.min()) / (score.max() - score.min()) for score in scores]
+    return out.view_as(x), (scores[0] + scores[1]) / 2
+
+
+def variation(values: torch.Tensor) -> torch.Tensor:
+    """[C, H, W] -> [H, W]: how far each position is from the mean of its 3×3 neighbourhood, inside the picture."""
+    _, height, width = values.shape
+    result = values.new_empty(height, width)
+    for i in range(height):
+        for j in range(width):
+            around = values[:, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2].flatten(1).mean(1)
+            result[i, j] = (values[:, i, j] - around).square().sum().sqrt()
+    return result
 
 
 @pytest.fixture
