@@ -12,7 +12,7 @@ from benchmarks import baselines
 from benchmarks.cases import BORDERS, LAYERS
 from fastsketch import _backend
 from fastsketch.nn.losses import MultiLayerPatchNCE
-from fastsketch.nn.sampler import place_positions
+from fastsketch.nn.sampler import PatchSample
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SAMPLES = DIM = 256
@@ -43,23 +43,6 @@ def captured(run: Callable[[], Any]) -> Callable[[], Any]:
     return graph.replay
 
 
-def gather_all(features: list[Tensor], index: list[Tensor]) -> list[Tensor]:
-    """Patches of all layers, in one launch where the implementation can."""
-    together = _backend.optional_kernel("gather_layers", "gather_patches_forward", DEVICE)
-    if together is not None:
-        return together(features, index)
-    return [fastsketch.gather_patches(x, i) for x, i in zip(features, index, strict=True)]
-
-
-def place_all(index: Tensor, grid: tuple, sizes: list[tuple], borders: tuple) -> list[Tensor]:
-    """Positions on all layers' grids, in one launch where the implementation can."""
-    together = _backend.optional_kernel("place_positions", "gather_patches_forward", DEVICE)
-    if together is not None:
-        return together(index, grid, sizes, borders, torch.rand(len(sizes), 2, *index.shape, device=DEVICE))
-    places = zip(sizes, borders, strict=True)
-    return [index if size == grid else place_positions(index, grid, size, border=b) for size, b in places]
-
-
 def loss_path(batch: int, quick: bool) -> Case:
     """Positions, gather of q and k, projection, loss, forward and backward to features and weights; five layers. A
     gradient arrives for each layer from above, as in training.
@@ -86,7 +69,7 @@ def loss_path(batch: int, quick: bool) -> Case:
 
     def positions() -> list[Tensor]:
         index = fastsketch.sample_patches(density, samples, region=region)
-        return place_all(index, grid, [s[1:] for s in layers], BORDERS)
+        return PatchSample(index, torch.zeros_like(index), None, grid).on([s[1:] for s in layers], BORDERS)
 
     def projected(patches: list[Tensor]) -> Tensor:
         return torch.stack([mlp(x) for mlp, x in zip(mlps, patches, strict=True)])
@@ -94,7 +77,7 @@ def loss_path(batch: int, quick: bool) -> Case:
     def ours(ids: list[Tensor] | None = None) -> list[Tensor]:
         ids = positions() if ids is None else [i.expand(batch, -1) for i in ids]
         with torch.no_grad():
-            keys = projected(gather_all(key, ids))
+            keys = projected(fastsketch.gather_layers(key, ids))
         tapped = [fastsketch.tap_patches(x, i) for x, i in zip(query, ids, strict=True)]
         return back(criterion(projected([p for _, p in tapped]), keys).mean(), [x for x, _ in tapped])
 

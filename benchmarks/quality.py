@@ -84,7 +84,7 @@ def epochs_within(minutes: float, settings: dict[str, Any], data: Path, out: Pat
     seconds = 0.0
     for _ in range(2):
         started, steps = time.perf_counter(), 0
-        for batch in trainer._batches():
+        for batch in trainer.batches.of_epoch(0):
             trainer.train_step(batch)
             steps += 1
             if steps >= 10 and time.perf_counter() - started > 5:

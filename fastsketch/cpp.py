@@ -204,12 +204,13 @@ def project_patches_backward(
 def place_positions(
     index: Tensor,  # [B, S] int64
     grid: Sequence[int],
-    sizes: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
     borders: Sequence[int],
     uniform: Tensor,  # [L, 2, B, S] float32
 ) -> list[Tensor]:  # L times [B, S] int64
     """See `fastsketch.reference.placing`."""
-    return _ops.place_positions(index.contiguous(), grid, sizes, borders, uniform.contiguous())
+    flat = [side for size in sizes for side in size]
+    return _ops.place_positions(index.contiguous(), grid, flat, borders, uniform.contiguous())
 
 
 def sample_patches(

@@ -18,11 +18,6 @@ from fastsketch.nn.sampler import PatchSample
 __all__ = ["BORDERS", "CASES", "LAYERS"]
 
 
-def gather_keys(features: Sequence[Tensor], positions: Sequence[Tensor]) -> list[Tensor]:
-    """Patches of every layer, without gradients."""
-    return [fastsketch.gather_patches(x, i) for x, i in zip(features, positions, strict=True)]
-
-
 def as_positions(ids: Sequence[Tensor], batch: int) -> list[Tensor]:
     """CUT's ids [S], the same for all images, as positions [B, S]."""
     return [i.expand(batch, -1) for i in ids]
@@ -67,7 +62,7 @@ def loss_path(
     def ours(features: Features, boxes: Any, ids: Any = None) -> Tensor:
         ids = positions(features) if ids is None else as_positions(ids, batch)
         with torch.no_grad():
-            key = network(gather_keys(features.key, ids))
+            key = network(fastsketch.gather_layers(features.key, ids))
         tapped = [fastsketch.tap_patches(x, i) for x, i in zip(features.sources(), ids, strict=True)]
         down = sinks([x for x, _ in tapped], boxes)
         loss = criterion(network([patches for _, patches in tapped]), key).mean()

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastsketch.functional import gather_patches, patch_nce
+from fastsketch.functional import gather_patches, patch_nce, project_patches
+from fastsketch.nn.projection import plain_parameters
 
 INITIALISERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "normal": lambda weight, gain: nn.init.normal_(weight, 0.0, gain),
@@ -256,7 +257,11 @@ class PatchSampleF(nn.Module):
             )
         dtype = torch.promote_types(dtype, first.weight.dtype)
         if first.weight.dtype == dtype:
-            return mlp(patches.to(dtype))
+            patches, parameters = patches.to(dtype), plain_parameters(mlp)
+            if not parameters:
+                return mlp(patches)
+            shape = patches.shape if patches.dim() == 3 else (1, *patches.shape)
+            return project_patches([patches.view(shape)], parameters)[0].view(*patches.shape[:-1], -1)
         weights = {name: weight.to(dtype) for name, weight in mlp.named_parameters()}
         return torch.func.functional_call(mlp, weights, patches.to(dtype))
 

@@ -10,7 +10,7 @@ from fastsketch.nn.losses import (
     PixelLoss,
 )
 from fastsketch.nn.projection import PatchProjection
-from fastsketch.nn.sampler import PatchSample, StructureSampler, place_positions, segment_regions
+from fastsketch.nn.sampler import PatchSample, StructureSampler, segment_regions
 
 __all__ = [
     "DualAttention",
@@ -24,6 +24,5 @@ __all__ = [
     "PixelLoss",
     "ResnetGenerator",
     "StructureSampler",
-    "place_positions",
     "segment_regions",
 ]

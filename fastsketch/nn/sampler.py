@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsketch import functional
-from fastsketch.functional import local_density, sample_patches
+from fastsketch.functional import local_density, place_positions, sample_patches
 
 
 def segment_regions(structure_map: Tensor, num_regions: int = 4, mask: Tensor | None = None) -> Tensor:
@@ -43,29 +42,6 @@ def segment_regions(structure_map: Tensor, num_regions: int = 4, mask: Tensor | 
     return region.masked_fill(background, 0).view(structure_map.shape)
 
 
-def place_positions(
-    index: Tensor,  # [B, S]
-    grid: Sequence[int],
-    size: Sequence[int],
-    *,
-    border: int = 0,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """`fastsketch.place_positions` of a single grid [D].
-
-    Args:
-        index: int64 [B, S] flat positions on `grid`.
-        grid: (h, w) the positions were drawn on.
-        size: (H, W) of the other grid, its border included.
-        border: cells of `size` on each side that lie outside the picture (3 for the padded input).
-        generator: source of the random cell inside each position's block.
-
-    Returns:
-        int64 [B, S] flat positions on `size`, each in the block that its cell of `grid` covers.
-    """
-    return functional.place_positions(index, grid, [size], borders=[border], generator=generator)[0]
-
-
 @dataclass(frozen=True)
 class PatchSample:
     """Positions drawn on the map's grid, and what is known of them.
@@ -94,7 +70,7 @@ class PatchSample:
         if not elsewhere:
             return [self.index for _ in layers]
         placed = iter(
-            functional.place_positions(
+            place_positions(
                 self.index,
                 self.grid,
                 [size for size, _ in elsewhere],

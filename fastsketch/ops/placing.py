@@ -12,8 +12,9 @@ from fastsketch.ops.eager import nothing_looks_on
 def _place_positions(
     index: Tensor, grid: Sequence[int], sizes: Sequence[int], borders: Sequence[int], uniform: Tensor
 ) -> list[Tensor]:
-    """Dispatch; see `fastsketch.reference.placing`."""
-    return _backend.kernel("place_positions", index.device)(index, grid, sizes, borders, uniform)
+    """Dispatch; see `fastsketch.reference.placing`. Here sizes stand flat, as an operator's schema wants them."""
+    pairs = list(zip(sizes[::2], sizes[1::2], strict=True))
+    return _backend.kernel("place_positions", index.device)(index, grid, pairs, borders, uniform)
 
 
 place_positions = torch.library.custom_op("fastsketch::place_positions", _place_positions, mutates_args=())

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
-from fastsketch.functional import gather_patches
+from fastsketch.functional import gather_layers
 from fastsketch.nn import (
     EncoderFeatures,
     LeastSquaresGANLoss,
@@ -159,8 +159,7 @@ class Translator(nn.Module):
             structure = drawings.new_zeros((drawings.shape[0], *features.sizes[-1]))
         sample, positions = self.draw_positions(structure, mask, features, rng)
         with torch.no_grad():
-            patches = [gather_patches(f, p) for f, p in zip(features.layers, positions, strict=True)]
-            keys = self.projection(patches)
+            keys = self.projection(gather_layers(features.layers, positions))
         masks = mask if self.config.mask else None
         if flipped:
             masks = None if masks is None else masks.flip(-1)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fastsketch.nn import StructureSampler, place_positions, segment_regions
+from fastsketch import place_positions
+from fastsketch.nn import StructureSampler, segment_regions
 
 
 def test_regions_are_quantiles_of_the_foreground():
@@ -34,7 +35,7 @@ def test_regions_without_mask_or_foreground():
         (lambda: segment_regions(torch.rand(6, 6)), "structure_map"),
         (lambda: segment_regions(torch.rand(1, 6, 6), 1), "num_regions"),
         (lambda: segment_regions(torch.rand(1, 6, 6), 4, torch.rand(1, 6, 6)), "mask"),
-        (lambda: place_positions(torch.zeros(1, 1, dtype=torch.int64), (4, 4), (6, 6), border=3), "border"),
+        (lambda: place_positions(torch.zeros(1, 1, dtype=torch.int64), (4, 4), [(6, 6)], borders=[3]), "border"),
     ],
 )
 def test_bad_arguments_are_named(call, name):
@@ -46,7 +47,7 @@ def test_bad_arguments_are_named(call, name):
 def test_places_stay_in_their_block(size, border):
     grid = (16, 12)
     index = torch.arange(16 * 12).repeat(3, 1)
-    placed = place_positions(index, grid, size, border=border)
+    (placed,) = place_positions(index, grid, [size], borders=[border])
     y, x = placed // size[1] - border, placed % size[1] - border
     height, width = size[0] - 2 * border, size[1] - 2 * border
     assert (y >= 0).all() and (y < height).all() and (x >= 0).all() and (x < width).all()
@@ -58,13 +59,13 @@ def test_places_stay_in_their_block(size, border):
 
 def test_a_coarser_grid_takes_the_cell_that_holds_the_place():
     index = torch.arange(16 * 12)[None]
-    placed = place_positions(index, (16, 12), (8, 6))
+    (placed,) = place_positions(index, (16, 12), [(8, 6)])
     assert torch.equal(placed, (index // 12 // 2) * 6 + index % 12 // 2)
 
 
 def test_places_are_uniform_in_their_block():
     index = torch.full((1, 40000), 5)
-    placed = place_positions(index, (4, 4), (16, 16), generator=torch.Generator().manual_seed(0))
+    (placed,) = place_positions(index, (4, 4), [(16, 16)], generator=torch.Generator().manual_seed(0))
     counts = torch.bincount(placed.flatten(), minlength=256).view(16, 16)[4:8, 4:8].double()
     assert counts.sum() == 40000
     chi2 = ((counts - 2500) ** 2 / 2500).sum()
