@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.quality_data import prepare
 from benchmarks.quality_table import GREY, write_results
-from benchmarks.run import cpu_name
+from fastsketch.bench.machine import processor
 from fastsketch.errors import FastsketchError
 from fastsketch.metrics import Item, evaluate, grey_photo_yardstick
 from fastsketch.training.checkpoint import load_generator
@@ -158,7 +158,7 @@ def run_grey(settings: dict[str, Any], data: Path, weights_dir: Path | None, dev
 
 def machine(device: str) -> str:
     chosen = choose_device(device)
-    name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else cpu_name()
+    name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else processor()
     return f"{name}, torch {torch.__version__}, Python {platform.python_version()}, threads {torch.get_num_threads()}"
 
 
