@@ -50,7 +50,7 @@ void for_each_block(const Features* f, const Patches* p, int64_t layers, Place* 
     work += f[n].images * f[n].channels * p[n].samples;
   }
   if (blocks == 0) return;
-  const bool worth_threads = work > 65536;
+  const bool worth_threads = work > 8192;
   for_each_item(images, worth_threads, [&](int64_t at) {
     Place* to = places;
     int64_t n = 0;
