@@ -46,6 +46,10 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
         raise FastsketchError(f"cuda_graph is on, but the device is {device}")
     if config.cuda_graph == "on" and processes > 1:
         raise FastsketchError("cuda_graph is for one process; leave it off with several")
+    if config.compile == "on" and not on_gpu:
+        raise FastsketchError(
+            f"compile is on, but the device is {device}: torch 2.14 compiles a step there for minutes, then fails"
+        )
     if config.winograd == "on" and (on_gpu or half):
         raise FastsketchError("winograd is for float32 on a CPU; cuDNN chooses by itself, and bfloat16 is faster still")
     winograd = _resolve(config.winograd, not on_gpu and not half)

@@ -86,6 +86,7 @@ class Trainer:
         self.call = GraphedStep(self.update, self.update.rng) if self.speed.cuda_graph else self.update
         self.step = self.epoch = self.seen = 0
         self.stop = StopRequest(patient=self.world.size > 1)
+        self.stopping = False  # what all processes agreed on; a signal may reach them at different moments
         self._unchecked: list[tuple[int, dict[str, Tensor], Tensor, Tensor]] = []
         # A run that was killed before its first checkpoint begins again.
         if config.resume and self.paths.checkpoint.exists():
@@ -199,16 +200,16 @@ class Trainer:
         )
         board = SummaryWriter(self.paths.tensorboard, purge_step=self.step + 1) if self.world.writes else None
         with contextlib.closing(board) if board else contextlib.nullcontext(), bar, self.stop.listening():
-            while self.epoch < epochs and not self.stop.asked:
+            while self.epoch < epochs and not self.stopping:
                 self._run_epoch(bar, board)
-            if self.stop.asked:
+            if self.stopping:
                 self.save()
         if self.world.writes:
             self.history.flush()
             if self.history.steps:
                 save_loss_curve(self.history, self.paths.curve)
         self.world.wait()
-        return not self.stop.asked
+        return not self.stopping
 
     def _run_epoch(self, bar: tqdm, board: SummaryWriter | None) -> None:
         bar.set_description(f"epoch {self.epoch + 1}/{self.config.total_epochs}")
@@ -226,7 +227,7 @@ class Trainer:
                 start, counted = time.perf_counter(), 0
             if self.config.save_every and self.step % self.config.save_every == 0:
                 self.save()
-        if self.stop.asked:
+        if self.stopping:
             return
         self.seen = 0
         self.epoch += 1
@@ -247,8 +248,8 @@ class Trainer:
             if verdict == 2:
                 self.save()
                 raise problem or FastsketchError("another process could not go on, and says why; the run was saved")
-            self.stop.asked = verdict == 1
-            if batch is None or self.stop.asked:
+            self.stopping = verdict == 1
+            if batch is None or self.stopping:
                 return
             yield batch
 

@@ -131,7 +131,7 @@ def test_opcheck_and_compile(backend):
     uniform = torch.rand(2, 2, 2, 9)
     torch.library.opcheck(place_op, (places, [4, 4], [8, 8, 22, 22], [0, 3], uniform))
 
-    @torch.compile(fullgraph=True)
+    @torch.compile(fullgraph=True, backend="aot_eager")
     def compiled(features, index, places, uniform):
         placed = fastsketch.place_positions(places, (4, 4), [(8, 8), (22, 22)], borders=[0, 3], uniform=uniform)
         return fastsketch.gather_layers(features, index), placed
