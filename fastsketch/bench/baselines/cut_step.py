@@ -14,6 +14,7 @@ from torch.optim import Adam
 
 from fastsketch.bench.baselines import cut
 from fastsketch.nn import LeastSquaresGANLoss
+from fastsketch.nn.winograd import use_winograd
 from fastsketch.training.translator import Translator
 
 
@@ -43,7 +44,10 @@ class CutStep:
         projection = copy.deepcopy(translator.projection)
         self.mlps = nn.ModuleList(getattr(projection, f"mlp_{i}") for i in range(projection.num_layers))
         self.adversarial, self.pixel = LeastSquaresGANLoss(), nn.L1Loss()
-        self.perceptual = translator._perceptual[0] if config.lambda_perceptual else None
+        self.perceptual = copy.deepcopy(translator._perceptual[0]) if config.lambda_perceptual else None
+        for network in (self.generator, self.discriminator, self.perceptual):
+            if network is not None:
+                use_winograd(network, False)  # CUT's convolutions are the framework's
         networks = self.generator, self.mlps, self.discriminator
         self.optimizers = [Adam(network.parameters(), config.lr, config.betas) for network in networks]
 
