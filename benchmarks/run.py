@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 from fastsketch.bench.command import bench
+from fastsketch.bench.threads import start_bound
 from fastsketch.errors import FastsketchError
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
+    start_bound([], sys.argv[1:])
     try:
         code = bench(sys.argv[1:], prog="python -m benchmarks.run", save=RESULTS)
     except FastsketchError as error:

@@ -221,6 +221,9 @@ def _demo(arguments: Sequence[str]) -> int:
 
 
 def _bench(arguments: Sequence[str]) -> int:
+    from fastsketch.bench.threads import start_bound
+
+    start_bound(["bench"], arguments)
     from fastsketch.bench.command import bench
 
     return bench(arguments)

@@ -12,7 +12,6 @@ inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1)
 // Panels of B [depth, columns], given as its transpose [columns, depth] with rows `stride` apart; zeros fill the last.
 template <typename T>
 void pack_transposed(const T* from, int64_t columns, int64_t depth, int64_t stride, T* to) {
-  constexpr int64_t LINE = 64 / sizeof(T);
   constexpr int width = panel_width<T>();
   constexpr int lanes = Lanes<T>::count;
   for (int64_t j = 0; j < columns; j += width, to += width * depth) {
@@ -20,8 +19,6 @@ void pack_transposed(const T* from, int64_t columns, int64_t depth, int64_t stri
     int64_t k = 0;
     if (valid == width) {
       for (; k + lanes <= depth; k += lanes) {
-        if (k % LINE == 0 && j + 2 * width <= columns)  // the next panel: rows far apart escape the processor's own guess
-          for (int c = 0; c < width; ++c) __builtin_prefetch(from + (j + width + c) * stride + k);
         T block[width][lanes];
         for (int c = 0; c < width; ++c) store<T>(block[c], load<T>(from + (j + c) * stride + k));
         for (int d = 0; d < lanes; ++d)
@@ -119,6 +116,40 @@ void multiply(
         micro_kernel_of<T, ROW_BLOCK>(
             rows - i, a + i * a_row + k * a_column, a_row, a_column, panel, std::min(DEPTH_BLOCK, depth - k),
             c + i * c_row + j, c_row, valid, add || k > 0);
+    }
+}
+
+// Asks for part `part` of `parts` of `rows` rows of `count` values, `stride` apart, to be brought into the cache.
+template <typename T>
+inline void prefetch_rows(const T* from, int64_t rows, int64_t count, int64_t stride, int64_t part, int64_t parts) {
+  constexpr int64_t LINE = 64 / sizeof(T);
+  const int64_t across = (count + LINE - 1) / LINE, lines = rows * across;
+  for (int64_t n = lines * part / parts; n < lines * (part + 1) / parts; ++n)
+    __builtin_prefetch(from + n / across * stride + n % across * LINE);
+}
+
+// C [rows, columns] = A [rows, depth] · Bᵀ, B [columns, depth] as it lies in memory; rows of each are contiguous. A panel is
+// packed just before all rows of A meet it, and stays in the first-level cache; the next one is fetched meanwhile, and so
+// are A's rows the first time. `panel` has room for DEPTH_BLOCK · panel_width values.
+template <typename T>
+void multiply_transposed(
+    const T* a, int64_t a_row, int64_t rows, const T* b, int64_t b_row, int64_t depth, int64_t columns, T* c,
+    int64_t c_row, T* panel) {
+  constexpr int width = panel_width<T>();
+  const int64_t blocks = (rows + ROW_BLOCK - 1) / ROW_BLOCK;
+  for (int64_t j = 0; j < columns; j += width)
+    for (int64_t k = 0; k < depth; k += DEPTH_BLOCK) {
+      const int64_t count = std::min(DEPTH_BLOCK, depth - k);
+      const int64_t valid = std::min<int64_t>(width, columns - j), next = std::min<int64_t>(width, columns - j - valid);
+      pack_transposed<T>(b + j * b_row + k, valid, count, b_row, panel);
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t i = block * ROW_BLOCK, left = rows - i;
+        prefetch_rows(b + (j + valid) * b_row + k, next, count, b_row, block, blocks);
+        if (j == 0 && left > ROW_BLOCK)
+          prefetch_rows(a + (i + ROW_BLOCK) * a_row + k, std::min<int64_t>(ROW_BLOCK, left - ROW_BLOCK), count, a_row, 0, 1);
+        micro_kernel_of<T, ROW_BLOCK>(
+            left, a + i * a_row + k, a_row, 1, panel, count, c + i * c_row + j, c_row, valid, k > 0);
+      }
     }
 }
 

@@ -4,7 +4,8 @@
 // Threads share out rows of patches (or, for the gradients of weights, rows of the weights) by their cost, over all layers
 // at once. A sum is taken in order by one thread, so results do not depend on the number of threads.
 
-constexpr int64_t PROJECT_ROWS = 96;  // patches at a time: their hidden values stay in the second-level cache
+// Patches at a time; their hidden values stay in the second-level cache.
+constexpr int64_t FORWARD_ROWS = 252, BACKWARD_ROWS = 96;
 
 // Items 0, 1, ... have `rows` rows of a certain cost each; calls body(item, first row, last row) so that each thread gets
 // neighbouring rows of about the same cost in all, whole blocks of ROW_BLOCK.
@@ -52,20 +53,18 @@ void project_forward(const Projection<T>& p) {
   for (const ProjectionLayer<T>& layer : p.layers) items.push_back({p.rows, (layer.width + p.out) * p.hidden});
   for_each_share(items, [&](int64_t n, int64_t first, int64_t last) {
     const ProjectionLayer<T>& layer = p.layers[size_t(n)];
-    Scratch<T> first_weight(round_up(p.hidden, panel_width<T>()) * layer.width);
-    Scratch<T> second_weight(round_up(p.out, panel_width<T>()) * p.hidden);
-    Scratch<T> block(p.hidden_values ? 0 : PROJECT_ROWS * p.hidden);
-    pack_transposed<T>(layer.weight1, p.hidden, layer.width, layer.width, first_weight);
-    pack_transposed<T>(layer.weight2, p.out, p.hidden, p.hidden, second_weight);
-    for (int64_t row = first; row < last; row += PROJECT_ROWS) {
-      const int64_t rows = std::min(PROJECT_ROWS, last - row), at = n * p.rows + row;
+    Scratch<T> panel(DEPTH_BLOCK * panel_width<T>());
+    Scratch<T> block(p.hidden_values ? 0 : FORWARD_ROWS * p.hidden);
+    for (int64_t row = first; row < last; row += FORWARD_ROWS) {
+      const int64_t rows = std::min(FORWARD_ROWS, last - row), at = n * p.rows + row;
       T* hidden = p.hidden_values ? p.hidden_values + at * p.hidden : block;
       T* out = p.output + at * p.out;
-      multiply<T>(
-          layer.patches + row * layer.width, layer.width, 1, rows, first_weight, layer.width, p.hidden, hidden,
-          p.hidden, false);
+      multiply_transposed<T>(
+          layer.patches + row * layer.width, layer.width, rows, layer.weight1, layer.width, layer.width, p.hidden,
+          hidden, p.hidden, panel);
       for (int64_t r = 0; r < rows; ++r) add_bias_relu(hidden + r * p.hidden, layer.bias1, p.hidden);
-      multiply<T>(hidden, p.hidden, 1, rows, second_weight, p.hidden, p.out, out, p.out, false);
+      multiply_transposed<T>(
+          hidden, p.hidden, rows, layer.weight2, p.hidden, p.hidden, p.out, out, p.out, panel);
       for (int64_t r = 0; r < rows; ++r) add_bias(out + r * p.out, layer.bias2, p.out);
     }
   });
@@ -112,8 +111,8 @@ void project_backward(const Projection<T>& p, const ProjectionGradients<T>& grad
     Scratch<T> first_weight(grad_patches ? p.hidden * round_up(layer.width, panel_width<T>()) : 0);
     pack<T>(layer.weight2, p.out, p.hidden, p.hidden, second_weight);
     if (grad_patches) pack<T>(layer.weight1, p.hidden, layer.width, layer.width, first_weight);
-    for (int64_t row = first; row < last; row += PROJECT_ROWS) {
-      const int64_t rows = std::min(PROJECT_ROWS, last - row), at = n * p.rows + row;
+    for (int64_t row = first; row < last; row += BACKWARD_ROWS) {
+      const int64_t rows = std::min(BACKWARD_ROWS, last - row), at = n * p.rows + row;
       T* to = grad_hidden + at * p.hidden;
       const T* hidden = p.hidden_values + at * p.hidden;
       multiply<T>(grads.output + at * p.out, p.out, 1, rows, second_weight, p.out, p.hidden, to, p.hidden, false);
