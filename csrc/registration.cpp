@@ -27,6 +27,8 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
   m.def(
       "attention_statistics_backward(Tensor grad_received, Tensor grad_entropy, Tensor query, Tensor key, "
       "Tensor entropy, Tensor lse, float scale) -> (Tensor, Tensor)");
+  m.def("conv3x3(Tensor input, Tensor kernel, Tensor? bias, int padding, bool transposed) -> Tensor");
+  m.def("conv3x3_kernel_gradient(Tensor input, Tensor grad_output, int padding) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
@@ -40,4 +42,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
   m.impl("sample_patches", TORCH_BOX(&fastsketch::sample_patches_cpu));
   m.impl("attention_statistics_forward", TORCH_BOX(&fastsketch::attention_statistics_forward_cpu));
   m.impl("attention_statistics_backward", TORCH_BOX(&fastsketch::attention_statistics_backward_cpu));
+  m.impl("conv3x3", TORCH_BOX(&fastsketch::conv3x3_cpu));
+  m.impl("conv3x3_kernel_gradient", TORCH_BOX(&fastsketch::conv3x3_kernel_gradient_cpu));
 }

@@ -201,6 +201,28 @@ def project_patches_backward(
     )
 
 
+def conv3x3(
+    x: Tensor,  # [B, Cin, H, W] float32 or float64
+    kernel: Tensor,  # [Cout, Cin, 3, 3]; transposed: [Cin, Cout, 3, 3]
+    bias: Tensor | None,  # [Cout]
+    padding: int,
+    transposed: bool,
+) -> Tensor:  # [B, Cout, H + 2 padding - 2, W + 2 padding - 2]
+    """`fastsketch.nn.winograd`; transposed, with the kernel's taps in opposite order: the gradient of `x`."""
+    return _ops.conv3x3(
+        x.contiguous(), kernel.contiguous(), None if bias is None else bias.contiguous(), padding, transposed
+    )
+
+
+def conv3x3_kernel_gradient(
+    x: Tensor,  # [B, Cin, H, W]
+    grad_output: Tensor,  # [B, Cout, H + 2 padding - 2, W + 2 padding - 2]
+    padding: int,
+) -> Tensor:  # [Cout, Cin, 3, 3]
+    """Gradient of `conv3x3`'s kernel."""
+    return _ops.conv3x3_kernel_gradient(x.contiguous(), grad_output.contiguous(), padding)
+
+
 def place_positions(
     index: Tensor,  # [B, S] int64
     grid: Sequence[int],

@@ -6,6 +6,7 @@ namespace {
 
 constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 
+#include "scratch.h"
 #include "vec.h"
 #include "gemm.h"
 #include "rows.h"
@@ -14,6 +15,7 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #include "gather.h"
 #include "patch_nce.h"
 #include "project.h"
+#include "winograd.h"
 
 #define FASTSKETCH_STRING(x) #x
 #define FASTSKETCH_NAME(x) FASTSKETCH_STRING(x)
@@ -26,7 +28,8 @@ const Kernels kernels = {
     patch_nce_backward<float>,  patch_nce_backward<double>, attention_forward<float>,
     attention_forward<double>,  attention_backward<float>,  attention_backward<double>,
     project_forward<float>,     project_forward<double>,    project_backward<float>,
-    project_backward<double>,   gather,                     scatter,
+    project_backward<double>,   conv3x3<float>,             conv3x3<double>,
+    conv3x3_kernel_gradient<float>, conv3x3_kernel_gradient<double>, gather, scatter,
 };
 
 }  // namespace fastsketch::LEVEL

@@ -26,14 +26,23 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
     throw std::runtime_error("fastsketch: a kernel failed in a worker thread (out of memory?)");
 }
 
+// body(turn) on each thread, where turn() gives the next number from 0 on that no thread has had.
+template <typename Body>
+void for_each_turn(int64_t count, const Body& body) {
+  std::atomic<int64_t> next{0};
+  parallel_for(0, std::min(num_threads(), count), 1, [&](int64_t, int64_t) { body([&next] { return next++; }); });
+}
+
 // body(item) for every item below `count`, each taken by the next thread that is free: for items of unequal cost whose
 // results do not depend on who computes them. One thread where they are not `worth_threads`.
 template <typename Body>
 void for_each_item(int64_t count, bool worth_threads, const Body& body) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = worth_threads ? std::min(num_threads(), count) : 1;
-  parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-    for (int64_t item = next++; item < count; item = next++) body(item);
+  if (!worth_threads) {
+    for (int64_t item = 0; item < count; ++item) body(item);
+    return;
+  }
+  for_each_turn(count, [&](const auto& turn) {
+    for (int64_t item = turn(); item < count; item = turn()) body(item);
   });
 }
 

@@ -84,16 +84,9 @@ struct WeightGradient {
 template <typename T>
 void weight_gradient(const WeightGradient<T>& g, int64_t depth, int64_t first, int64_t last) {
   const int64_t rows = last - first;
-  Scratch<T> left(DEPTH_BLOCK * round_up(rows, ROW_BLOCK));
-  Scratch<T> right(DEPTH_BLOCK * round_up(g.right_width, panel_width<T>()));
   if (depth == 0) std::fill_n(g.weight + first * g.right_width, rows * g.right_width, T(0));
-  for (int64_t k = 0; k < depth; k += DEPTH_BLOCK) {
-    const int64_t count = std::min(DEPTH_BLOCK, depth - k);
-    pack_columns<T>(g.left + k * g.left_width + first, count, rows, g.left_width, left);
-    pack<T>(g.right + k * g.right_width, count, g.right_width, g.right_width, right);
-    multiply_packed<T>(
-        left, rows, right, count, g.right_width, g.weight + first * g.right_width, g.right_width, k > 0);
-  }
+  multiply_columns<T>(
+      g.left, g.left_width, g.right, g.right_width, depth, first, last, g.right_width, g.weight, g.right_width, false);
   std::fill_n(g.bias + first, rows, T(0));
   for (int64_t k = 0; k < depth; ++k) add_bias(g.bias + first, g.left + k * g.left_width + first, rows);
 }

@@ -1,4 +1,4 @@
-// Rows of a tensor as contiguous values of the accumulation type, and scratch memory.
+// Rows of a tensor as contiguous values of the accumulation type.
 // Included once for each instruction set, inside its namespace.
 
 template <typename T, typename From>
@@ -45,18 +45,3 @@ template <typename T>
 inline void scale_row(T* row, int64_t n, T factor) {
   for (int64_t i = 0; i < n; ++i) row[i] *= factor;
 }
-
-// Uninitialised memory on a cache line, given back at the end of the scope.
-template <typename T>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : data_(static_cast<T*>(::operator new(sizeof(T) * size_t(std::max<int64_t>(count, 1)), std::align_val_t(64)))) {}
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { ::operator delete(data_, std::align_val_t(64)); }
-  operator T*() const { return data_; }
-
- private:
-  T* data_;
-};

@@ -5,21 +5,26 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import vgg16
 
+from fastsketch._backend import use_backend
 from fastsketch.nn import PerceptualLoss, ResnetGenerator
-from fastsketch.nn.winograd import Conv3x3, as_conv3x3, use_winograd, winograd_conv2d
+from fastsketch.nn.winograd import FEWEST, Conv3x3, as_conv3x3, is_available, use_winograd, winograd_conv2d
+
+pytestmark = pytest.mark.skipif(not is_available(), reason="the C++ kernels are not built")
 
 
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("padding", [0, 1, 2])
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 6, 6, 5), (1, 4, 9, 11, 3), (2, 2, 3, 3, 2), (3, 5, 18, 10, 4), (1, 1, 7, 4, 1)]
+    "shape",
+    [(2, 3, 6, 6, 5), (1, 20, 9, 11, 33), (2, 2, 3, 3, 2), (3, 16, 18, 37, 24), (1, 1, 7, 4, 1), (1, 2, 140, 131, 3)],
 )
-def test_value_and_gradients_in_float64(shape, bias):
+def test_value_and_gradients_in_float64(shape, padding, bias):
     batch, channels, height, width, out = shape
     x = torch.randn(batch, channels, height, width, dtype=torch.float64, requires_grad=True)
     inputs = [x, torch.randn(out, channels, 3, 3, dtype=torch.float64, requires_grad=True)]
     if bias:
         inputs.append(torch.randn(out, dtype=torch.float64, requires_grad=True))
-    got, want = winograd_conv2d(*inputs), F.conv2d(*inputs)
+    got, want = (convolve(*inputs, padding=padding) for convolve in (winograd_conv2d, F.conv2d))
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
     arriving = torch.randn_like(want)
     gradients = zip(
@@ -47,10 +52,42 @@ def test_any_strides_and_only_the_gradients_asked_for():
 
 
 def test_rounding_in_float32_is_that_of_a_few_more_additions():
-    x, weight = torch.randn(1, 256, 34, 34), torch.randn(256, 256, 3, 3) * 0.02
-    truth = F.conv2d(x.double(), weight.double())
-    error = (winograd_conv2d(x, weight) - truth).abs().max() / truth.abs().max()
-    assert error < 2e-5
+    x, weight, arriving = torch.randn(2, 256, 34, 34), torch.randn(256, 256, 3, 3) * 0.02, torch.randn(2, 256, 32, 32)
+
+    def run(convolve, dtype):
+        inputs = [value.to(dtype).requires_grad_() for value in (x, weight)]
+        out = convolve(*inputs)
+        return (out.detach(), *torch.autograd.grad(out, inputs, arriving.to(dtype)))
+
+    for got, truth in zip(run(winograd_conv2d, torch.float32), run(F.conv2d, torch.float64), strict=True):
+        assert (got - truth).abs().max() < 3e-5 * truth.abs().max()
+        assert (got - truth).square().mean() < (6e-6) ** 2 * truth.square().mean()
+
+
+def test_values_do_not_depend_on_the_number_of_threads():
+    x, weight = torch.randn(2, 64, 40, 27), torch.randn(48, 64, 3, 3, requires_grad=True)
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            out = winograd_conv2d(x, weight, None, 1)
+            results.append((out.detach(), *torch.autograd.grad(out.square().sum(), weight)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_small_pictures_and_missing_kernels_take_the_frameworks_way():
+    layer = Conv3x3(64, 64, 1)
+    use_winograd(layer)
+    direct = torch.nn.Conv2d(64, 64, 3, padding=1)
+    direct.load_state_dict(layer.state_dict())
+    small, large = torch.randn(1, 64, 4, 4 * FEWEST - 4), torch.randn(1, 64, 4, 4 * FEWEST)
+    assert torch.equal(layer(small), direct(small))
+    assert not torch.equal(layer(large), direct(large))
+    with use_backend("reference"):
+        assert torch.equal(layer(large), direct(large))
 
 
 def test_a_generator_is_the_same_function_either_way():
@@ -93,6 +130,8 @@ def test_bad_shapes_are_named():
         winograd_conv2d(torch.zeros(1, 2, 2, 5), torch.zeros(1, 2, 3, 3))
     with pytest.raises(ValueError, match="weight must be"):
         winograd_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(1, 3, 3, 3))
+    with pytest.raises(ValueError, match="padding must be"):
+        winograd_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 3, 3), padding=3)
 
 
 def test_a_foreign_network_keeps_its_weights_and_its_function():

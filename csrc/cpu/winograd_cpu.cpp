@@ -1,0 +1,80 @@
+// conv3x3 on CPU tensors: checks, outputs, and the kernel of the dtype.
+#include <torch/csrc/stable/ops.h>
+
+#include "../check.h"
+#include "ops.h"
+
+namespace fastsketch {
+namespace {
+
+bool is_double(const Tensor& tensor, const char* name) {
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(
+      type == ScalarType::Float || type == ScalarType::Double, name, " must be float32 or float64, got ",
+      torch::headeronly::toString(type));
+  return type == ScalarType::Double;
+}
+
+Conv3x3Shape shape_of(const Tensor& input, int64_t filters, int64_t padding) {
+  STD_TORCH_CHECK(input.dim() == 4, "input must have 4 dimensions, got ", input.dim());
+  Conv3x3Shape s{input.size(0), input.size(1), input.size(2), input.size(3), filters, padding, false};
+  STD_TORCH_CHECK(padding >= 0 && padding <= 2, "padding must be 0, 1 or 2, got ", padding);
+  STD_TORCH_CHECK(s.out_height() > 0 && s.out_width() > 0, "input is smaller than the kernel");
+  return s;
+}
+
+template <typename T>
+void convolve(
+    const Conv3x3Shape& s, const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias,
+    const Tensor& output,
+    void (*run)(const Conv3x3Shape&, const T*, const T*, const T*, T*)) {
+  run(s, contiguous_data<T>(input, "input"), contiguous_data<T>(kernel, "kernel"),
+      bias ? contiguous_data<T>(*bias, "bias") : nullptr, output.mutable_data_ptr<T>());
+}
+
+}  // namespace
+
+Tensor conv3x3_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool transposed) {
+  const bool in_double = is_double(input, "input");
+  STD_TORCH_CHECK(kernel.dim() == 4, "kernel must have 4 dimensions, got ", kernel.dim());
+  Conv3x3Shape s = shape_of(input, kernel.size(transposed ? 1 : 0), padding);
+  s.transposed = transposed;
+  if (transposed)
+    check_shape(kernel, "kernel", {s.channels, s.filters, 3, 3});
+  else
+    check_shape(kernel, "kernel", {s.filters, s.channels, 3, 3});
+  check_type(kernel, "kernel", input.scalar_type());
+  if (bias) {
+    check_shape(*bias, "bias", {s.filters});
+    check_type(*bias, "bias", input.scalar_type());
+  }
+  const Tensor output = torch::stable::new_empty(
+      input, std::vector<int64_t>{s.images, s.filters, s.out_height(), s.out_width()});
+  if (output.numel() == 0) return output;
+  if (in_double)
+    convolve<double>(s, input, kernel, bias, output, kernels().conv3x3_f64);
+  else
+    convolve<float>(s, input, kernel, bias, output, kernels().conv3x3_f32);
+  return output;
+}
+
+Tensor conv3x3_kernel_gradient_cpu(Tensor input, Tensor grad_output, int64_t padding) {
+  const bool in_double = is_double(input, "input");
+  STD_TORCH_CHECK(grad_output.dim() == 4, "grad_output must have 4 dimensions, got ", grad_output.dim());
+  const Conv3x3Shape s = shape_of(input, grad_output.size(1), padding);
+  check_shape(grad_output, "grad_output", {s.images, s.filters, s.out_height(), s.out_width()});
+  check_type(grad_output, "grad_output", input.scalar_type());
+  Tensor grad = torch::stable::new_empty(input, std::vector<int64_t>{s.filters, s.channels, 3, 3});
+  if (grad_output.numel() == 0 || s.channels == 0) return torch::stable::zero_(grad);
+  if (in_double)
+    kernels().conv3x3_kernel_gradient_f64(
+        s, contiguous_data<double>(input, "input"), contiguous_data<double>(grad_output, "grad_output"),
+        grad.mutable_data_ptr<double>());
+  else
+    kernels().conv3x3_kernel_gradient_f32(
+        s, contiguous_data<float>(input, "input"), contiguous_data<float>(grad_output, "grad_output"),
+        grad.mutable_data_ptr<float>());
+  return grad;
+}
+
+}  // namespace fastsketch
