@@ -136,7 +136,7 @@ class TrainConfig:
     """Adam's momenta."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Autocast dtype of the networks; the contrastive loss is always float32. auto: bfloat16 where the device has
-    instructions for it."""
+    instructions for it; asked for by name on a processor without, it is very slow and warned of."""
     seed: int = 0
     """Of everything random."""
     device: str = "auto"

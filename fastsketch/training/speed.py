@@ -1,5 +1,6 @@
 """The speed switches of a run, resolved for a device: what `auto` means, and what cannot be had."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -37,11 +38,15 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) -> Speed:
     """Resolve the switches. `auto` never chooses what has not been seen to run on a GPU and could fail there.
 
+    Warns:
+        UserWarning: bfloat16 by name on a processor without instructions for it; it works, a hundred times slower.
+
     Raises:
         FastsketchError: something switched on that this device, or this number of processes, cannot have.
     """
     on_gpu = device.type == "cuda"
-    half = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16(device))
+    fast_half = has_fast_bfloat16(device)
+    half = config.precision == "bfloat16" or (config.precision == "auto" and fast_half)
     if config.cuda_graph == "on" and not on_gpu:
         raise FastsketchError(f"cuda_graph is on, but the device is {device}")
     if config.cuda_graph == "on" and processes > 1:
@@ -55,6 +60,13 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
     winograd = _resolve(config.winograd, not on_gpu and not half)
     if config.channels_last == "on" and winograd:
         raise FastsketchError("channels_last and winograd exclude each other: add --winograd off")
+    if half and not fast_half and device.type == "cpu":
+        warnings.warn(
+            "precision is bfloat16, but this processor has no instructions for it (AMX, AVX512-BF16): a convolution "
+            "takes about a hundred times as long as in float32. Use precision float32, or auto, which chooses",
+            UserWarning,
+            stacklevel=2,
+        )
     return Speed(
         precision=torch.bfloat16 if half else torch.float32,
         channels_last=_resolve(config.channels_last, on_gpu or half),

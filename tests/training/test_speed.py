@@ -17,6 +17,7 @@ from fastsketch.training.speed import Speed, choose_speed
 from fastsketch.training.trainer import NonFiniteLoss, Trainer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+HALF = torch.bfloat16
 
 
 def trainer(config) -> Trainer:
@@ -48,6 +49,18 @@ def test_processor_is_asked_for_its_instructions(monkeypatch):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
         assert module.has_fast_bfloat16(CPU) == (amx or avx)
+
+
+@pytest.mark.parametrize("instructions", [False, True])
+@pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
+def test_slow_bfloat16_is_warned_of_once_a_run(tiny, monkeypatch, recwarn, precision, instructions):
+    monkeypatch.setattr(module, "has_fast_bfloat16", lambda device: instructions)
+    used = trainer(tiny(precision=precision)).speed.precision
+    assert used == (torch.float32 if precision == "float32" or (precision, instructions) == ("auto", False) else HALF)
+    choose_speed(tiny(precision="bfloat16"), CUDA)  # a processor's instructions say nothing of a GPU
+    said = [str(w.message) for w in recwarn if w.category is UserWarning and "precision" in str(w.message)]
+    assert len(said) == ((precision, instructions) == ("bfloat16", False))
+    assert all("Use precision float32, or auto" in text for text in said)
 
 
 @pytest.mark.parametrize(
