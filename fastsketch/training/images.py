@@ -6,14 +6,17 @@ Tensors are float32. Photos and sketches lie in [-1, 1], masks in [0, 1] (1 = pe
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from fastsketch.errors import FastsketchError
@@ -33,6 +36,19 @@ _DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 
+_DECODING = threading.Lock()
+
+
+@contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """Pillow's switch that makes up what a truncated file lacks, off, however a program has set it."""
+    with _DECODING:
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
+
 
 def _decode(path: str | Path) -> Image.Image:
     path = Path(path)
@@ -40,7 +56,7 @@ def _decode(path: str | Path) -> Image.Image:
         kind = "is a folder, not an image file" if path.is_dir() else "no such image file"
         raise FastsketchError(f"{path}: {kind}")
     try:
-        with Image.open(path) as image:
+        with _whole_files_only(), Image.open(path) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except _DECODE_ERRORS as error:
@@ -72,10 +88,12 @@ def read_photo(path: str | Path) -> Image.Image:
     """Reads an image file as 8-bit RGB.
 
     The EXIF orientation is applied; grey, palette, CMYK and 16-bit images are converted;
-    transparency is composited on white.
+    transparency is composited on white. A PNG that lacks only its last checksums and end marker is read: it has all
+    its pixels.
 
     Raises:
-        FastsketchError: missing, truncated or unreadable file (named, with the reason).
+        FastsketchError: missing, truncated or unreadable file (named, with the reason), whatever the program made of
+            `PIL.ImageFile.LOAD_TRUNCATED_IMAGES`.
     """
     return _to_rgb(_decode(path), path)
 

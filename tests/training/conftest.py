@@ -23,21 +23,23 @@ def draw_pair(seed: int, height: int = 40, width: int = 32) -> tuple[Image.Image
     return tuple(Image.fromarray(image.astype(np.uint8)) for image in images)
 
 
-def write_pairs(root: Path, train: int = 5, test: int = 2, masks: bool = True) -> Path:
-    """`root` in the layout of CUFS."""
+def write_pairs(root: Path, train: int = 5, test: int = 2, masks: bool = True, photos: str = "png") -> Path:
+    """`root` in the layout of CUFS; `photos`: their format."""
     for split, start, count in (("train", 0, train), ("test", 100, test)):
         for number in range(start, start + count):
             for kind, image in zip(("photos", "sketches", "masks"), draw_pair(number), strict=True):
                 if kind != "masks" or masks:
-                    path = root / "blobs" / split / kind / f"{number:03d}.png"
+                    suffix = photos if kind == "photos" else "png"
+                    path = root / "blobs" / split / kind / f"{number:03d}.{suffix}"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     image.save(path)
     return root
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_pairs(tmp_path / "data")
+def data(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Parametrised indirectly: the photos' format."""
+    return write_pairs(tmp_path / "data", photos=getattr(request, "param", "png"))
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from fastsketch.errors import FastsketchError
 from fastsketch.training.files import written_whole
@@ -107,6 +107,26 @@ def test_damaged_files_are_named(tmp_path, rgb):
         (tmp_path / "t.jpg").write_bytes(content)
         with pytest.raises(FastsketchError, match=r"t\.jpg: unreadable"):
             read_photo(tmp_path / "t.jpg")
+
+
+@pytest.mark.parametrize("tolerant", [False, True])
+@pytest.mark.parametrize(("name", "options"), [("a.png", {}), ("b.jpg", {}), ("c.jpg", {"progressive": True})])
+def test_a_truncated_file_is_read_whole_or_refused(tmp_path, rgb, monkeypatch, name, options, tolerant):
+    """Cut anywhere: an error that names it, or (where no pixel is missing) the very picture; never one made up."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", tolerant)  # as some programs set it, for all there is
+    path = tmp_path / name
+    rgb.save(path, **options)
+    data, picture = path.read_bytes(), np.asarray(read_photo(path))
+    survived = []
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        try:
+            assert np.array_equal(read_photo(path), picture)
+            survived.append(len(data) - size)
+        except FastsketchError as error:
+            assert str(error).startswith(f"{path}: unreadable image (")
+    assert max(survived, default=0) <= 21  # a PNG's last checksums and its end marker
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is tolerant
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
