@@ -53,6 +53,25 @@ class Case:
     bars: tuple[Bar, ...] = ()
 
 
+def against_eager(
+    make: Callable[[], Any],
+    ours: Callable[[Any, Any], Any],
+    theirs: Callable[[Any, Any, Callable], Any],
+    function: Callable,
+    check: Callable[[Any], None],
+    bars: tuple[Bar, ...] = (),
+    prepare: Callable[[Any], Any] = lambda inputs: None,
+) -> Case:
+    """`ours` against `theirs` given `function` as it is ("eager", the baseline) and compiled whole ("compiled")."""
+    compiled = torch.compile(function, fullgraph=True)
+    contenders = {
+        OURS: Contender(ours, prepare),
+        "eager": Contender(lambda inputs, prepared: theirs(inputs, prepared, function), prepare),
+        "compiled": Contender(lambda inputs, prepared: theirs(inputs, prepared, compiled), prepare, compiled=True),
+    }
+    return Case(make, contenders, check, "eager", bars)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to build a case, in a form that another process can be told.

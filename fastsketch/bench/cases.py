@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fastsketch
 from fastsketch.bench.baselines import cut
-from fastsketch.bench.case import OURS, Bar, Case, Contender, Recipe, random
+from fastsketch.bench.case import Bar, Case, Recipe, against_eager, random
 from fastsketch.bench.layers import BORDERS, DIM, LAYERS, SAMPLES, Features, layer_shapes, mlps, projection, sinks
 from fastsketch.bench.selection import CASES as SELECTION_CASES
 from fastsketch.nn.losses import MultiLayerPatchNCE
@@ -40,7 +40,6 @@ def loss_path(
     grid = shapes[-1][1:]
     network, criterion = projection(shapes, device), MultiLayerPatchNCE()
     parts = mlps(network)
-    compiled = torch.compile(cut.loss_path, fullgraph=True)
 
     def prepare(features: Features) -> list[list[Tensor]]:
         network.zero_grad()
@@ -79,17 +78,11 @@ def loss_path(
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-3 if device.type == "cuda" else 1e-4)
 
-    return Case(
-        make=lambda: Features(batch, shapes, grid, device),
-        contenders={
-            OURS: Contender(ours, prepare),
-            "eager": Contender(theirs, prepare),
-            "compiled": Contender(lambda f, boxes: theirs(f, boxes, compiled), prepare, compiled=True),
-        },
-        check=check,
-        baseline="eager",
-        bars=(Bar("eager", 8), Bar("compiled", 4)),
-    )
+    def make() -> Features:
+        return Features(batch, shapes, grid, device)
+
+    bars = (Bar("eager", 8), Bar("compiled", 4))
+    return against_eager(make, ours, theirs, cut.loss_path, check, bars, prepare)
 
 
 def patch_nce(images: int, device: torch.device, samples: int = SAMPLES, memory_bar: float | None = None) -> Case:
@@ -103,8 +96,6 @@ def patch_nce(images: int, device: torch.device, samples: int = SAMPLES, memory_
         q, k = (cut.normalize(x.flatten(0, 1)) for x in (query, key))
         return cut.patch_nce(q, k, images).mean()
 
-    compiled = torch.compile(loss, fullgraph=True)
-
     def theirs(inputs: Any, _: Any, function: Any = loss) -> Tensor:
         return torch.autograd.grad(function(inputs.query, inputs.key), inputs.query)[0]
 
@@ -116,17 +107,8 @@ def patch_nce(images: int, device: torch.device, samples: int = SAMPLES, memory_
         # CUT's mask of -10 in place of -inf changes nothing that float32 shows.
         torch.testing.assert_close(ours(inputs, None), theirs(inputs, None), atol=1e-8, rtol=1e-3)
 
-    return Case(
-        make=make,
-        contenders={
-            OURS: Contender(ours),
-            "eager": Contender(theirs),
-            "compiled": Contender(lambda inputs, _: theirs(inputs, _, compiled), compiled=True),
-        },
-        check=check,
-        baseline="eager",
-        bars=(Bar("eager", 2.5),) if memory_bar is None else (Bar("eager", memory_bar, "memory"),),
-    )
+    bar = Bar("eager", 2.5) if memory_bar is None else Bar("eager", memory_bar, "memory")
+    return against_eager(make, ours, theirs, loss, check, (bar,))
 
 
 def tap(batch: int, device: torch.device, side: int = 256) -> Case:
@@ -147,8 +129,6 @@ def tap(batch: int, device: torch.device, side: int = 256) -> Case:
     def index_all(layers: Sequence[Tensor], ids: Sequence[Tensor]) -> list[Tensor]:
         return [cut.index_patches(x, i).unflatten(0, (batch, -1)) for x, i in zip(layers, ids, strict=True)]
 
-    compiled = torch.compile(index_all, fullgraph=True)
-
     def theirs(features: Features, boxes: Any, index: Any = index_all) -> None:
         sources = features.sources()
         down = sinks(sources, boxes)
@@ -167,17 +147,7 @@ def tap(batch: int, device: torch.device, side: int = 256) -> Case:
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other)
 
-    return Case(
-        make=make,
-        contenders={
-            OURS: Contender(ours, Features.boxes),
-            "eager": Contender(theirs, Features.boxes),
-            "compiled": Contender(lambda f, boxes: theirs(f, boxes, compiled), Features.boxes, compiled=True),
-        },
-        check=check,
-        baseline="eager",
-        bars=(Bar("eager", 30),),
-    )
+    return against_eager(make, ours, theirs, index_all, check, (Bar("eager", 30),), Features.boxes)
 
 
 CASES: dict[str, Recipe] = {

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import fastsketch
 from fastsketch.bench.baselines import attention, monce, sampling
-from fastsketch.bench.case import OURS, Bar, Case, Contender, Recipe, random
+from fastsketch.bench.case import OURS, Bar, Case, Contender, Recipe, against_eager, random
 from fastsketch.bench.layers import DIM, SAMPLES
 from fastsketch.compat.monce import MoNCELoss
 from fastsketch.compat.qs_attn import select_queries
@@ -109,8 +109,6 @@ def qs_attn(batch: int, device: torch.device, side: int = 64, channels: int = 25
         tokens = features.flatten(2).mT
         return attention.select_queries(tokens, SAMPLES)[1] @ tokens
 
-    compiled = torch.compile(routed, fullgraph=True)
-
     def theirs(inputs: Any, _: Any, function: Any = routed) -> Tensor:
         return torch.autograd.grad(function(inputs.features).square().sum(), inputs.features)[0]
 
@@ -130,16 +128,7 @@ def qs_attn(batch: int, device: torch.device, side: int = 64, channels: int = 25
         place = order[torch.searchsorted(theirs_index[0][order], index[0][common])]
         torch.testing.assert_close(rows[0][common], theirs_rows[0][place], atol=1e-5, rtol=1e-3)
 
-    return Case(
-        make=make,
-        contenders={
-            OURS: Contender(ours),
-            "eager": Contender(theirs),
-            "compiled": Contender(lambda inputs, _: theirs(inputs, _, compiled), compiled=True),
-        },
-        check=check,
-        baseline="eager",
-    )
+    return against_eager(make, ours, theirs, routed, check)
 
 
 def monce_loss(images: int, device: torch.device, samples: int = SAMPLES) -> Case:
@@ -152,8 +141,6 @@ def monce_loss(images: int, device: torch.device, samples: int = SAMPLES) -> Cas
         query, key = (torch.nn.functional.normalize(random(images, samples, DIM, device=device), dim=-1) for _ in "qk")
         return SimpleNamespace(query=query.requires_grad_(), key=key)
 
-    compiled = torch.compile(monce.loss, fullgraph=True)
-
     def theirs(inputs: Any, _: Any, function: Any = monce.loss) -> Tensor:
         return torch.autograd.grad(function(inputs.query, inputs.key).mean(), inputs.query)[0]
 
@@ -164,16 +151,7 @@ def monce_loss(images: int, device: torch.device, samples: int = SAMPLES) -> Cas
     def check(inputs: Any) -> None:
         torch.testing.assert_close(ours(inputs, None), theirs(inputs, None), atol=1e-7, rtol=1e-2)
 
-    return Case(
-        make=make,
-        contenders={
-            OURS: Contender(ours),
-            "eager": Contender(theirs),
-            "compiled": Contender(lambda inputs, _: theirs(inputs, _, compiled), compiled=True),
-        },
-        check=check,
-        baseline="eager",
-    )
+    return against_eager(make, ours, theirs, monce.loss, check)
 
 
 CASES: dict[str, Recipe] = {
