@@ -116,17 +116,23 @@ def qs_attn(batch: int, device: torch.device, side: int = 64, channels: int = 25
         rows = select_queries(inputs.features, SAMPLES)[1] @ inputs.features.flatten(2).mT
         return torch.autograd.grad(rows.square().sum(), inputs.features)[0]
 
+    loose = device.type == "cuda"  # there a kernel on tensor cores chooses, and none has been seen yet
+
     def check(inputs: Any) -> None:
         tokens = inputs.features.detach().flatten(2).mT
         index, rows = select_queries(inputs.features, SAMPLES)
         theirs_index, theirs_rows = attention.select_queries(tokens, SAMPLES)
         entropy, expected = (torch.special.entr(x.double()).sum(-1) for x in (rows, theirs_rows))
-        torch.testing.assert_close(entropy.sort(1).values, expected.sort(1).values, atol=1e-4, rtol=1e-4)
+        # Sums near 1 are rounded, and rounding decides at the edge: 3e-6 apart at most in 16 draws.
+        atol, rtol = (1e-4, 1e-4) if loose else (1e-5, 1e-5)
+        torch.testing.assert_close(entropy.sort(1).values, expected.sort(1).values, atol=atol, rtol=rtol)
         common = torch.isin(index[0], theirs_index[0])
-        assert common.float().mean() > 0.99  # rounding decides at the edge
+        assert common.float().mean() > 0.99
         order = theirs_index[0].argsort()
         place = order[torch.searchsorted(theirs_index[0][order], index[0][common])]
-        torch.testing.assert_close(rows[0][common], theirs_rows[0][place], atol=1e-5, rtol=1e-3)
+        # Either is within 1.3e-5 of float64, entry by entry.
+        atol, rtol = (1e-5, 1e-3) if loose else (1e-9, 1e-4)
+        torch.testing.assert_close(rows[0][common], theirs_rows[0][place], atol=atol, rtol=rtol)
 
     return against_eager(make, ours, theirs, routed, check)
 
@@ -149,7 +155,9 @@ def monce_loss(images: int, device: torch.device, samples: int = SAMPLES) -> Cas
         return torch.autograd.grad(loss.mean(), inputs.query)[0]
 
     def check(inputs: Any) -> None:
-        torch.testing.assert_close(ours(inputs, None), theirs(inputs, None), atol=1e-7, rtol=1e-2)
+        # On a CPU the largest difference of 72 draws took a third of this; no GPU has been seen yet.
+        atol, rtol = (1e-7, 1e-2) if device.type == "cuda" else (5e-8, 1e-5)
+        torch.testing.assert_close(ours(inputs, None), theirs(inputs, None), atol=atol, rtol=rtol)
 
     return against_eager(make, ours, theirs, monce.loss, check)
 
