@@ -77,12 +77,7 @@ class PatchNCELoss(nn.Module):
         Raises:
             ValueError: other shapes, or no number of images is known that divides the rows.
         """
-        self._check(feat_q, feat_k)
-        if getattr(self.opt, "nce_includes_all_negatives_from_minibatch", False):
-            num_images = 1  # as if all patches came from one image
-        else:
-            num_images = self._num_images(feat_q, feat_k)
-        shape = (num_images, feat_q.shape[0] // num_images, feat_q.shape[1])
+        shape = self._shape(feat_q, feat_k)
         loss = patch_nce(
             feat_q.reshape(shape),
             feat_k.detach().reshape(shape),
@@ -97,6 +92,13 @@ class PatchNCELoss(nn.Module):
             raise ValueError(
                 f"feat_q and feat_k must both be [B·S, D], got {list(feat_q.shape)} and {list(feat_k.shape)}"
             )
+
+    def _shape(self, feat_q: Tensor, feat_k: Tensor) -> tuple[int, int, int]:
+        """(images, S, D) of the rows once checked; one image, as it were, where all of the batch are negatives."""
+        self._check(feat_q, feat_k)
+        whole = getattr(self.opt, "nce_includes_all_negatives_from_minibatch", False)
+        images = 1 if whole else self._num_images(feat_q, feat_k)
+        return images, feat_q.shape[0] // images, feat_q.shape[1]
 
     def _num_images(self, feat_q: Tensor, feat_k: Tensor) -> int:
         """How many images the rows hold: as noted by `PatchSampleF`, else `opt.batch_size`."""

@@ -84,13 +84,10 @@ class MoNCELoss(cut.PatchNCELoss):
         Raises:
             ValueError: other shapes, an unknown `opt.cost_type`, or no number of images is known that divides the rows.
         """
-        self._check(feat_q, feat_k)
         if self.opt.cost_type not in ("easy", "hard"):
             raise ValueError(f"opt.cost_type must be easy or hard, got {self.opt.cost_type!r}")
-        whole = getattr(self.opt, "nce_includes_all_negatives_from_minibatch", False)
-        images = 1 if whole else self._num_images(feat_q, feat_k)
+        shape = self._shape(feat_q, feat_k)
         dtype = torch.promote_types(feat_q.dtype, torch.float32)
-        shape = (images, feat_q.shape[0] // images, feat_q.shape[1])
         with torch.autocast(feat_q.device.type, enabled=False):
             query, key = feat_q.to(dtype).reshape(shape), feat_k.detach().to(dtype).reshape(shape)
             products = torch.bmm(query, key.mT)
