@@ -3,12 +3,14 @@
 // 6×6 inputs and the kernels are carried into a space where the convolution is a product of channels at each of 36 points.
 // Included once for each instruction set.
 //
-// Vectors run over channels. A thread takes some rows of tiles at a time, all channels of them, so that what lies between
-// the transforms stays in its cache. A value does not depend on which thread makes it.
+// Vectors run over channels. Some rows of tiles are transformed at a time and shared; threads then share out the filters, and
+// what lies between the transforms stays in their caches: never the whole of the transformed kernels, 36 values for 9.
+// A value does not depend on which thread makes it.
 
-constexpr int TILE = 4, REACH = 6, POINTS = REACH * REACH;
-constexpr int64_t TILES_AT_A_TIME = 96;
-constexpr int64_t TILES_OF_A_GRADIENT = 1024;  // whose transforms are kept at a time for the gradient of the kernels
+constexpr int TILE = 4, REACH = 6, POINTS = REACH * REACH, TAPS = 9;
+constexpr int64_t INPUT_BYTES = 6 << 20;      // of transformed inputs at a time
+constexpr int64_t GRADIENT_BYTES = 24 << 20;  // of transformed inputs and gradients, for the kernels' gradient
+constexpr int64_t GRADIENT_ROWS = 132;        // filters at a time and thread, for the same
 
 template <typename V>
 inline void input_transform(const V* d, int64_t step, V* t) {
@@ -22,18 +24,6 @@ inline void input_transform(const V* d, int64_t step, V* t) {
 }
 
 template <typename V>
-inline void kernel_transform(const V* g, int64_t step, V* t) {
-  const V a = g[0], b = g[step], c = g[2 * step];
-  const V outer = (a + c) / 6, far = (a + 4 * c) / 24;
-  t[0] = a / 4;
-  t[1] = -outer - b / 6;
-  t[2] = b / 6 - outer;
-  t[3] = far + b / 12;
-  t[4] = far - b / 12;
-  t[5] = c;
-}
-
-template <typename V>
 inline void output_transform(const V* m, int64_t step, V* t) {
   const V sum1 = m[step] + m[2 * step], difference1 = m[step] - m[2 * step];
   const V sum2 = m[3 * step] + m[4 * step], difference2 = m[3 * step] - m[4 * step];
@@ -43,7 +33,7 @@ inline void output_transform(const V* m, int64_t step, V* t) {
   t[3] = difference1 + 8 * difference2 + m[5 * step];
 }
 
-// The transposes of the last two, for gradients.
+// Transposes, for gradients: of the last, and of the kernels' (below).
 template <typename V>
 inline void output_gradient_transform(const V* y, int64_t step, V* t) {
   const V a = y[0], b = y[step], c = y[2 * step], d = y[3 * step];
@@ -84,10 +74,7 @@ struct TileGrid {
   explicit TileGrid(const Conv3x3Shape& s)
       : down((s.out_height() + TILE - 1) / TILE), across((s.out_width() + TILE - 1) / TILE), rows(s.images * down) {}
   int64_t down, across, rows;
-  int64_t rows_at_a_time() const {
-    const int64_t cached = std::max<int64_t>(1, TILES_AT_A_TIME / across);
-    return std::min(cached, (rows + num_threads() - 1) / num_threads());
-  }
+  int64_t rows_within(int64_t tiles) const { return std::min(rows, std::max<int64_t>(1, tiles / across)); }
 };
 
 // Some rows of an image's channels, channels last: strip [REACH or TILE, width, channels rounded up]. `top` and `left` may
@@ -145,62 +132,82 @@ void transform_inputs(
       [](const Vec<T>* d, int64_t step, Vec<T>* t) { input_transform(d, step, t); });
 }
 
-// The kernels in the space of the products, packed for them: to [POINTS, filters rounded up / panel, channels, panel].
-// Some channels at a time, so that each matrix is written in runs: 36 lines apart from each other would be slow.
+// Kernels of a panel of filters, from `filter` on: to [TAPS, channels, panel]; zeros fill the last panel.
 template <typename T>
-void transform_kernels(const Conv3x3Shape& s, const T* kernel, T* to) {
-  constexpr int64_t width = panel_width<T>(), run = 32;
-  const int64_t filters = round_up(s.filters, width), stride = point_stride<T>(filters, s.channels);
-  parallel_for(0, filters / width, std::max<int64_t>(1, 4096 / (width * s.channels)), [&](int64_t begin, int64_t end) {
-    Scratch<T> block(POINTS * run * width);
-    for (int64_t panel = begin; panel < end; ++panel)
-      for (int64_t c0 = 0; c0 < s.channels; c0 += run) {
-        const int64_t count = std::min(run, s.channels - c0);
-        for (int64_t c = c0; c < c0 + count; ++c) {
-          T taps[9][width] = {};
-          for (int64_t f = 0; f < std::min(width, s.filters - panel * width); ++f) {
-            const int64_t filter = panel * width + f;
-            const T* from = kernel + (s.transposed ? c * s.filters + filter : filter * s.channels + c) * 9;
-            for (int n = 0; n < 9; ++n) taps[n][f] = from[s.transposed ? 8 - n : n];
-          }
-          for (int64_t v = 0; v < width; v += Lanes<T>::count) {
-            Vec<T> g[9], points[POINTS];
-            for (int n = 0; n < 9; ++n) g[n] = load<T>(taps[n] + v);
-            both_sides<3, REACH>(
-                g, points, [](const Vec<T>* x, int64_t step, Vec<T>* t) { kernel_transform(x, step, t); });
-            for (int n = 0; n < POINTS; ++n) store<T>(block + (n * run + c - c0) * width + v, points[n]);
-          }
-        }
-        for (int n = 0; n < POINTS; ++n)
-          std::copy_n(block + n * run * width, count * width, to + n * stride + (panel * s.channels + c0) * width);
-      }
-  });
+void pack_taps(const Conv3x3Shape& s, const T* kernel, int64_t filter, T* to) {
+  constexpr int64_t width = panel_width<T>();
+  const int64_t count = std::min(width, s.filters - filter);
+  if (count < width) std::fill_n(to, TAPS * s.channels * width, T(0));
+  for (int64_t c = 0; c < s.channels; ++c)
+    for (int64_t f = 0; f < count; ++f) {
+      const T* from = kernel + (s.transposed ? c * s.filters + filter + f : (filter + f) * s.channels + c) * TAPS;
+      for (int n = 0; n < TAPS; ++n) to[(n * s.channels + c) * width + f] = from[s.transposed ? TAPS - 1 - n : n];
+    }
 }
 
-// A row of tiles carried back: products [POINTS, tiles, filters rounded up] from tile `at` on -> four rows of all filters.
+template <typename T, int TERMS>
+inline void weighted_sum(const T* const* from, const T* weight, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; i += Lanes<T>::count) {
+    Vec<T> sum = load<T>(from[0] + i) * weight[0];
+#pragma GCC unroll 9
+    for (int n = 1; n < TERMS; ++n) sum += load<T>(from[n] + i) * weight[n];
+    store<T>(to + i, sum);
+  }
+}
+
+// Their transform at one point, to a panel [channels, panel]. Made from the taps each time, at most nine terms: it costs less
+// than to write all points' and read them again.
+template <typename T>
+void transform_kernels(const T* taps, int64_t channels, int point, T* panel) {
+  constexpr T matrix[REACH][3] = {
+      {T(1. / 4), T(0), T(0)},
+      {T(-1. / 6), T(-1. / 6), T(-1. / 6)},
+      {T(-1. / 6), T(1. / 6), T(-1. / 6)},
+      {T(1. / 24), T(1. / 12), T(1. / 6)},
+      {T(1. / 24), T(-1. / 12), T(1. / 6)},
+      {T(0), T(0), T(1)}};
+  const int64_t count = channels * panel_width<T>();
+  const T* from[TAPS];
+  T weight[TAPS];
+  int terms = 0;
+  for (int n = 0; n < TAPS; ++n) {
+    weight[terms] = matrix[point / REACH][n / 3] * matrix[point % REACH][n % 3];
+    from[terms] = taps + n * count;
+    terms += weight[terms] != T(0);
+  }
+  if (terms == 1)
+    weighted_sum<T, 1>(from, weight, count, panel);
+  else if (terms == 3)
+    weighted_sum<T, 3>(from, weight, count, panel);
+  else
+    weighted_sum<T, 9>(from, weight, count, panel);
+}
+
+// A row of tiles carried back: products [POINTS, tiles, count] from tile `at` on -> four rows of filters `filter` to
+// `filter + count`. `rows` has room for the four of a panel.
 template <typename T>
 void transform_outputs(
     const Conv3x3Shape& s, const T* products, int64_t tiles, int64_t at, const TileGrid& grid, int64_t row,
-    const T* bias, T* rows, T* output) {
+    int64_t filter, int64_t count, const T* bias, T* rows, T* output) {
   constexpr int64_t width = panel_width<T>();
-  const int64_t padded = round_up(s.filters, width), height = s.out_height(), columns = s.out_width();
-  const int64_t top = row % grid.down * TILE, stride = grid.across * TILE, point = point_stride<T>(tiles, padded);
+  const int64_t height = s.out_height(), columns = s.out_width(), top = row % grid.down * TILE;
+  const int64_t stride = grid.across * TILE, point = point_stride<T>(tiles, count);
   T* image = output + row / grid.down * s.filters * height * columns;
-  for (int64_t f = 0; f < s.filters; f += width) {
+  for (int64_t f = 0; f < count; f += width) {
     for (int64_t x = 0; x < grid.across; ++x)
       for (int64_t v = 0; v < width; v += Lanes<T>::count) {
         Vec<T> points[POINTS], tile[TILE * TILE];
-        for (int64_t n = 0; n < POINTS; ++n) points[n] = load<T>(products + n * point + (at + x) * padded + f + v);
+        for (int64_t n = 0; n < POINTS; ++n) points[n] = load<T>(products + n * point + (at + x) * count + f + v);
         both_sides<REACH, TILE>(
             points, tile, [](const Vec<T>* m, int64_t step, Vec<T>* t) { output_transform(m, step, t); });
         for (int64_t n = 0; n < TILE * TILE; ++n)
           store<T>(rows + (n / TILE * stride + x * TILE + n % TILE) * width + v, tile[n]);
       }
-    for (int64_t n = 0; n < std::min(width, s.filters - f); ++n) {
-      const T add = bias ? bias[f + n] : T(0);
+    for (int64_t n = filter + f; n < std::min(s.filters, filter + f + width); ++n) {
+      const T add = bias ? bias[n] : T(0);
       for (int64_t r = 0; r < std::min<int64_t>(TILE, height - top); ++r) {
-        T* to = image + ((f + n) * height + top + r) * columns;
-        const T* from = rows + r * stride * width + n;
+        T* to = image + (n * height + top + r) * columns;
+        const T* from = rows + r * stride * width + n - filter - f;
         for (int64_t x = 0; x < columns; ++x) to[x] = from[x * width] + add;
       }
     }
@@ -209,38 +216,70 @@ void transform_outputs(
 
 template <typename T>
 void conv3x3(const Conv3x3Shape& s, const T* input, const T* kernel, const T* bias, T* output) {
-  const int64_t channels = round_up(s.channels, panel_width<T>()), filters = round_up(s.filters, panel_width<T>());
+  constexpr int64_t width = panel_width<T>();
+  const int64_t channels = round_up(s.channels, width), panels = round_up(s.filters, width) / width;
   const TileGrid grid(s);
-  Scratch<T> kernels(POINTS * point_stride<T>(s.channels, filters));
-  transform_kernels<T>(s, kernel, kernels);
-  const int64_t rows = grid.rows_at_a_time(), parts = (grid.rows + rows - 1) / rows, most = rows * grid.across;
-  for_each_turn(parts, [&](const auto& turn) {
-    Scratch<T> strip(REACH * (grid.across * TILE + 2) * channels), points(POINTS * point_stride<T>(most, channels));
-    Scratch<T> products(POINTS * point_stride<T>(most, filters)), out(TILE * TILE * grid.across * panel_width<T>());
-    for (int64_t part = turn(); part < parts; part = turn()) {
-      const int64_t first = part * rows, count = std::min(rows, grid.rows - first), tiles = count * grid.across;
-      for (int64_t r = 0; r < count; ++r)
+  const int64_t rows = grid.rows_within(INPUT_BYTES / int64_t(sizeof(T)) / POINTS / channels);
+  Scratch<T> points(POINTS * point_stride<T>(rows * grid.across, channels));
+  const int64_t together = panels >= 2 * num_threads() ? 2 : 1;  // two panels read the inputs once
+  for (int64_t first = 0; first < grid.rows; first += rows) {
+    const int64_t count = std::min(rows, grid.rows - first), tiles = count * grid.across;
+    parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      Scratch<T> strip(REACH * (grid.across * TILE + 2) * channels);
+      for (int64_t r = begin; r < end; ++r)
         transform_inputs<T>(s, input, grid, first + r, strip, points, tiles, r * grid.across);
-      for (int64_t n = 0; n < POINTS; ++n)
-        multiply<T>(
-            points + n * point_stride<T>(tiles, channels), channels, 1, tiles,
-            kernels + n * point_stride<T>(s.channels, filters), s.channels, filters,
-            products + n * point_stride<T>(tiles, filters), filters, false);
-      for (int64_t r = 0; r < count; ++r)
-        transform_outputs<T>(s, products, tiles, r * grid.across, grid, first + r, bias, out, output);
-    }
-  });
+    });
+    for_each_turn((panels + together - 1) / together, [&](const auto& turn) {
+      Scratch<T> taps(together * TAPS * s.channels * width), panel(s.channels * width);
+      Scratch<T> products(POINTS * point_stride<T>(tiles, together * width)), out(TILE * TILE * grid.across * width);
+      for (int64_t p = turn() * together; p < panels; p = turn() * together) {
+        const int64_t now = std::min(together, panels - p), filters = now * width;
+        for (int64_t n = 0; n < now; ++n) pack_taps<T>(s, kernel, (p + n) * width, taps + n * TAPS * s.channels * width);
+        for (int point = 0; point < POINTS; ++point)
+          for (int64_t n = 0; n < now; ++n) {
+            transform_kernels<T>(taps + n * TAPS * s.channels * width, s.channels, point, panel);
+            multiply<T>(
+                points + point * point_stride<T>(tiles, channels), channels, 1, tiles, panel, s.channels, width,
+                products + point * point_stride<T>(tiles, filters) + n * width, filters, false);
+          }
+        for (int64_t r = 0; r < count; ++r)
+          transform_outputs<T>(
+              s, products, tiles, r * grid.across, grid, first + r, p * width, filters, bias, out, output);
+      }
+    });
+  }
+}
+
+// Gradients of one filter's kernels, to [channels, TAPS], from those of its transforms, [POINTS, channels] `stride` apart.
+template <typename T>
+void kernel_gradient_of(const T* sums, int64_t stride, int64_t channels, T* to) {
+  constexpr int64_t lanes = Lanes<T>::count;
+  for (int64_t c = 0; c < channels; c += lanes) {
+    Vec<T> u[POINTS], taps[TAPS];
+    for (int64_t n = 0; n < POINTS; ++n) u[n] = load<T>(sums + n * stride + c);
+    both_sides<REACH, 3>(
+        u, taps, [](const Vec<T>* x, int64_t step, Vec<T>* t) { kernel_gradient_transform(x, step, t); });
+    T values[TAPS][lanes];
+    for (int tap = 0; tap < TAPS; ++tap) store<T>(values[tap], taps[tap]);
+    for (int64_t n = 0; n < std::min(lanes, channels - c); ++n)
+      for (int tap = 0; tap < TAPS; ++tap) to[(c + n) * TAPS + tap] = values[tap][n];
+  }
 }
 
 // Gradient of the kernels [filters, channels, 3, 3] for that of the output.
 template <typename T>
 void conv3x3_kernel_gradient(const Conv3x3Shape& s, const T* input, const T* grad_output, T* grad_kernel) {
-  const int64_t channels = round_up(s.channels, panel_width<T>()), filters = round_up(s.filters, panel_width<T>());
+  constexpr int64_t width = panel_width<T>();
+  const int64_t channels = round_up(s.channels, width), filters = round_up(s.filters, width);
   const TileGrid grid(s);
-  const int64_t rows = std::min(grid.rows, std::max<int64_t>(1, TILES_OF_A_GRADIENT / grid.across));
-  const int64_t most = rows * grid.across, sum_stride = point_stride<T>(s.filters, channels);
+  const int64_t rows = grid.rows_within(GRADIENT_BYTES / int64_t(sizeof(T)) / POINTS / (channels + filters));
+  const int64_t most = rows * grid.across;
+  const int64_t share = round_up((s.filters + num_threads() - 1) / num_threads(), ROW_BLOCK);
+  const int64_t together = std::min({GRADIENT_ROWS, share, s.filters});
+  const int64_t sum_stride = point_stride<T>(together, channels);
+  const bool at_once = rows == grid.rows;  // no sums to be kept for later rows
   Scratch<T> points(POINTS * point_stride<T>(most, channels)), grads(POINTS * point_stride<T>(most, filters));
-  Scratch<T> sums(POINTS * sum_stride);
+  Scratch<T> kept(at_once ? 0 : (s.filters + together - 1) / together * POINTS * sum_stride);
   for (int64_t first = 0; first < grid.rows; first += rows) {
     const int64_t count = std::min(rows, grid.rows - first), tiles = count * grid.across;
     parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
@@ -256,22 +295,19 @@ void conv3x3_kernel_gradient(const Conv3x3Shape& s, const T* input, const T* gra
             [](const Vec<T>* y, int64_t step, Vec<T>* t) { output_gradient_transform(y, step, t); });
       }
     });
-    for_each_item(POINTS, true, [&](int64_t n) {
-      multiply_columns<T>(
-          grads + n * point_stride<T>(tiles, filters), filters, points + n * point_stride<T>(tiles, channels), channels,
-          tiles, 0, s.filters, channels, sums + n * sum_stride, channels, first > 0);
+    for_each_turn((s.filters + together - 1) / together, [&](const auto& turn) {
+      Scratch<T> own(at_once ? POINTS * sum_stride : 0);
+      for (int64_t item = turn(); item * together < s.filters; item = turn()) {
+        const int64_t filter = item * together, now = std::min(together, s.filters - filter);
+        T* sums = at_once ? static_cast<T*>(own) : kept + item * POINTS * sum_stride;
+        for (int64_t n = 0; n < POINTS; ++n) {
+          multiply_columns<T>(
+              grads + n * point_stride<T>(tiles, filters) + filter, filters, points + n * point_stride<T>(tiles, channels),
+              channels, tiles, 0, now, channels, sums + n * sum_stride, channels, first > 0);
+        }
+        if (first + rows < grid.rows) continue;
+        for (int64_t f = 0; f < now; ++f) kernel_gradient_of<T>(sums + f * channels, sum_stride, s.channels, grad_kernel + (filter + f) * s.channels * TAPS);
+      }
     });
   }
-  parallel_for(0, s.filters, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t f = begin; f < end; ++f)
-      for (int64_t c = 0; c < s.channels; c += Lanes<T>::count) {
-        Vec<T> u[POINTS], taps[9];
-        for (int64_t n = 0; n < POINTS; ++n) u[n] = load<T>(sums + n * sum_stride + f * channels + c);
-        both_sides<REACH, 3>(
-            u, taps, [](const Vec<T>* x, int64_t step, Vec<T>* t) { kernel_gradient_transform(x, step, t); });
-        T* to = grad_kernel + (f * s.channels + c) * 9;
-        for (int64_t n = 0; n < std::min<int64_t>(Lanes<T>::count, s.channels - c); ++n)
-          for (int tap = 0; tap < 9; ++tap) to[n * 9 + tap] = taps[tap][int(n)];
-      }
-  });
 }
