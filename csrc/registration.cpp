@@ -27,8 +27,11 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
   m.def(
       "attention_statistics_backward(Tensor grad_received, Tensor grad_entropy, Tensor query, Tensor key, "
       "Tensor entropy, Tensor lse, float scale) -> (Tensor, Tensor)");
-  m.def("conv3x3(Tensor input, Tensor kernel, Tensor? bias, int padding, bool transposed) -> Tensor");
-  m.def("conv3x3_kernel_gradient(Tensor input, Tensor grad_output, int padding) -> Tensor");
+  m.def("conv3x3(Tensor input, Tensor kernel, Tensor? bias, int padding, bool reflect) -> Tensor");
+  m.def(
+      "conv3x3_input_gradient(Tensor grad_output, Tensor kernel, int height, int width, int padding, bool reflect) "
+      "-> Tensor");
+  m.def("conv3x3_kernel_gradient(Tensor input, Tensor grad_output, int padding, bool reflect) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
@@ -43,5 +46,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
   m.impl("attention_statistics_forward", TORCH_BOX(&fastsketch::attention_statistics_forward_cpu));
   m.impl("attention_statistics_backward", TORCH_BOX(&fastsketch::attention_statistics_backward_cpu));
   m.impl("conv3x3", TORCH_BOX(&fastsketch::conv3x3_cpu));
+  m.impl("conv3x3_input_gradient", TORCH_BOX(&fastsketch::conv3x3_input_gradient_cpu));
   m.impl("conv3x3_kernel_gradient", TORCH_BOX(&fastsketch::conv3x3_kernel_gradient_cpu));
 }

@@ -203,24 +203,36 @@ def project_patches_backward(
 
 def conv3x3(
     x: Tensor,  # [B, Cin, H, W] float32 or float64
-    kernel: Tensor,  # [Cout, Cin, 3, 3]; transposed: [Cin, Cout, 3, 3]
+    kernel: Tensor,  # [Cout, Cin, 3, 3]
     bias: Tensor | None,  # [Cout]
     padding: int,
-    transposed: bool,
+    reflect: bool,
 ) -> Tensor:  # [B, Cout, H + 2 padding - 2, W + 2 padding - 2]
-    """`fastsketch.nn.winograd`; transposed, with the kernel's taps in opposite order: the gradient of `x`."""
-    return _ops.conv3x3(
-        x.contiguous(), kernel.contiguous(), None if bias is None else bias.contiguous(), padding, transposed
-    )
+    """See `fastsketch.nn.winograd`."""
+    bias = None if bias is None else bias.contiguous()
+    return _ops.conv3x3(x.contiguous(), kernel.contiguous(), bias, padding, reflect)
+
+
+def conv3x3_input_gradient(
+    grad_output: Tensor,  # [B, Cout, H + 2 padding - 2, W + 2 padding - 2]
+    kernel: Tensor,  # [Cout, Cin, 3, 3]
+    height: int,
+    width: int,
+    padding: int,
+    reflect: bool,
+) -> Tensor:  # [B, Cin, H, W]
+    """Gradient of `conv3x3`'s input."""
+    return _ops.conv3x3_input_gradient(grad_output.contiguous(), kernel.contiguous(), height, width, padding, reflect)
 
 
 def conv3x3_kernel_gradient(
     x: Tensor,  # [B, Cin, H, W]
     grad_output: Tensor,  # [B, Cout, H + 2 padding - 2, W + 2 padding - 2]
     padding: int,
+    reflect: bool,
 ) -> Tensor:  # [Cout, Cin, 3, 3]
     """Gradient of `conv3x3`'s kernel."""
-    return _ops.conv3x3_kernel_gradient(x.contiguous(), grad_output.contiguous(), padding)
+    return _ops.conv3x3_kernel_gradient(x.contiguous(), grad_output.contiguous(), padding, reflect)
 
 
 def place_positions(

@@ -29,7 +29,8 @@ const Kernels kernels = {
     attention_forward<double>,  attention_backward<float>,  attention_backward<double>,
     project_forward<float>,     project_forward<double>,    project_backward<float>,
     project_backward<double>,   conv3x3<float>,             conv3x3<double>,
-    conv3x3_kernel_gradient<float>, conv3x3_kernel_gradient<double>, gather, scatter,
+    conv3x3_input_gradient<float>, conv3x3_input_gradient<double>, conv3x3_kernel_gradient<float>,
+    conv3x3_kernel_gradient<double>, gather, scatter,
 };
 
 }  // namespace fastsketch::LEVEL

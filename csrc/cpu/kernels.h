@@ -130,8 +130,8 @@ struct ProjectionGradients {
 // A 3×3 convolution of stride 1, everything contiguous: input [B, channels, H, W], kernel [filters, channels, 3, 3].
 struct Conv3x3Shape {
   int64_t images, channels, height, width, filters;
-  int64_t padding;  // zeros on each side of the input
-  bool transposed;  // the kernel is given as [channels, filters, 3, 3], its taps in opposite order
+  int64_t padding;  // on each side of the input
+  bool reflect;     // padding by reflection, without the border itself; else by zeros
   int64_t out_height() const { return height + 2 * padding - 2; }
   int64_t out_width() const { return width + 2 * padding - 2; }
 };
@@ -153,6 +153,8 @@ struct Kernels {
   void (*project_backward_f64)(const Projection<double>&, const ProjectionGradients<double>&);
   void (*conv3x3_f32)(const Conv3x3Shape&, const float* input, const float* kernel, const float* bias, float* output);
   void (*conv3x3_f64)(const Conv3x3Shape&, const double* input, const double* kernel, const double* bias, double* output);
+  void (*conv3x3_input_gradient_f32)(const Conv3x3Shape&, const float* grad, const float* kernel, float* grad_input);
+  void (*conv3x3_input_gradient_f64)(const Conv3x3Shape&, const double* grad, const double* kernel, double* grad_input);
   void (*conv3x3_kernel_gradient_f32)(const Conv3x3Shape&, const float* input, const float* grad, float* grad_kernel);
   void (*conv3x3_kernel_gradient_f64)(const Conv3x3Shape&, const double* input, const double* grad, double* grad_kernel);
   void (*gather)(const Features*, const Patches*, int64_t layers);  // patches = features at index, of each layer

@@ -31,7 +31,9 @@ Tensor sample_patches_cpu(
 std::tuple<Tensor, Tensor, Tensor> attention_statistics_forward_cpu(Tensor query, Tensor key, double scale);
 std::tuple<Tensor, Tensor> attention_statistics_backward_cpu(
     Tensor grad_received, Tensor grad_entropy, Tensor query, Tensor key, Tensor entropy, Tensor lse, double scale);
-Tensor conv3x3_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool transposed);
-Tensor conv3x3_kernel_gradient_cpu(Tensor input, Tensor grad_output, int64_t padding);
+Tensor conv3x3_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool reflect);
+Tensor conv3x3_input_gradient_cpu(
+    Tensor grad_output, Tensor kernel, int64_t height, int64_t width, int64_t padding, bool reflect);
+Tensor conv3x3_kernel_gradient_cpu(Tensor input, Tensor grad_output, int64_t padding, bool reflect);
 
 }  // namespace fastsketch

@@ -33,7 +33,20 @@ inline void output_transform(const V* m, int64_t step, V* t) {
   t[3] = difference1 + 8 * difference2 + m[5 * step];
 }
 
-// Transposes, for gradients: of the last, and of the kernels' (below).
+// Transposes, for gradients: of these two, and of the kernels'.
+template <typename V>
+inline void input_gradient_transform(const V* m, int64_t step, V* t) {
+  const V a = m[0], f = m[5 * step];
+  const V sum1 = m[step] + m[2 * step], difference1 = m[step] - m[2 * step];
+  const V sum2 = m[3 * step] + m[4 * step], difference2 = m[3 * step] - m[4 * step];
+  t[0] = 4 * a;
+  t[1] = 4 * (f - difference1) - 2 * difference2;
+  t[2] = -5 * a - 4 * sum1 - sum2;
+  t[3] = difference1 + 2 * difference2 - 5 * f;
+  t[4] = a + sum1 + sum2;
+  t[5] = f;
+}
+
 template <typename V>
 inline void output_gradient_transform(const V* y, int64_t step, V* t) {
   const V a = y[0], b = y[step], c = y[2 * step], d = y[3 * step];
@@ -77,29 +90,43 @@ struct TileGrid {
   int64_t rows_within(int64_t tiles) const { return std::min(rows, std::max<int64_t>(1, tiles / across)); }
 };
 
-// Some rows of an image's channels, channels last: strip [REACH or TILE, width, channels rounded up]. `top` and `left` may
-// lie outside the image, as what is asked for may at its other ends: zeros stand there.
+// Row or column `i` of the padded input in the input, of `size`; -1 where zeros stand.
+inline int64_t source_of(int64_t i, int64_t size, const Conv3x3Shape& s) {
+  if (i >= 0 && i < size) return i;
+  if (!s.reflect || i < -s.padding || i >= size + s.padding) return -1;
+  return i < 0 ? -i : 2 * size - 2 - i;
+}
+
+// Some rows of an image [channels, height, width], channels last: strip [rows, columns, channels rounded up], from row `top`
+// and column `left` on. What lies outside is 0, or, of an input to be reflected, its reflection.
 template <typename T>
 void load_strip(
     const T* image, int64_t channels, int64_t height, int64_t width, int64_t top, int64_t left, int64_t rows,
-    int64_t columns, T* strip) {
+    int64_t columns, const Conv3x3Shape& s, T* strip) {
+  constexpr int64_t together = 8;  // channels: whole lines of the strip before they leave the cache
   const int64_t padded = round_up(channels, panel_width<T>());
   const int64_t first = std::max<int64_t>(0, -left), last = std::min(columns, width - left);
   for (int64_t r = 0; r < rows; ++r) {
     T* to = strip + r * columns * padded;
-    const int64_t y = top + r;
-    if (y < 0 || y >= height || first > 0 || last < columns || padded > channels) std::fill_n(to, columns * padded, T(0));
-    if (y < 0 || y >= height) continue;
-    for (int64_t c = 0; c < channels; c += 8) {  // eight at a time: whole cache lines of the strip before they leave
-      const int64_t count = std::min<int64_t>(8, channels - c);
+    const int64_t y = source_of(top + r, height, s);
+    if (y < 0 || first > 0 || last < columns || padded > channels) std::fill_n(to, columns * padded, T(0));
+    if (y < 0) continue;
+    for (int64_t c = 0; c < channels; c += together) {
+      const int64_t count = std::min(together, channels - c);
       const T* from = image + (c * height + y) * width + left;
-      if (count == 8)
+      if (count == together)
         for (int64_t x = first; x < last; ++x)
-          for (int64_t n = 0; n < 8; ++n) to[x * padded + c + n] = from[n * height * width + x];
+          for (int64_t n = 0; n < together; ++n) to[x * padded + c + n] = from[n * height * width + x];
       else
         for (int64_t x = first; x < last; ++x)
           for (int64_t n = 0; n < count; ++n) to[x * padded + c + n] = from[n * height * width + x];
     }
+    for (int64_t edge = 1; s.reflect && edge <= s.padding; ++edge)
+      for (const int64_t x : {-edge, width - 1 + edge}) {
+        const int64_t place = x - left;
+        if (place >= 0 && place < columns)
+          std::copy_n(to + (source_of(x, width, s) - left) * padded, padded, to + place * padded);
+      }
   }
 }
 
@@ -126,23 +153,37 @@ void transform_inputs(
   const int64_t columns = grid.across * TILE + 2;
   const T* image = input + row / grid.down * s.channels * s.height * s.width;
   load_strip<T>(
-      image, s.channels, s.height, s.width, row % grid.down * TILE - s.padding, -s.padding, REACH, columns, strip);
+      image, s.channels, s.height, s.width, row % grid.down * TILE - s.padding, -s.padding, REACH, columns, s, strip);
   transform_strip<REACH, T>(
       strip, columns, grid.across, round_up(s.channels, panel_width<T>()), to, tiles, at,
       [](const Vec<T>* d, int64_t step, Vec<T>* t) { input_transform(d, step, t); });
 }
 
-// Kernels of a panel of filters, from `filter` on: to [TAPS, channels, panel]; zeros fill the last panel.
+// The same of a row of tiles of the output's gradient: [POINTS, tiles, filters rounded up].
 template <typename T>
-void pack_taps(const Conv3x3Shape& s, const T* kernel, int64_t filter, T* to) {
+void transform_output_gradients(
+    const Conv3x3Shape& s, const T* grad_output, const TileGrid& grid, int64_t row, T* strip, T* to, int64_t tiles,
+    int64_t at) {
+  const int64_t columns = grid.across * TILE, height = s.out_height(), width = s.out_width();
+  const Conv3x3Shape zeros{};
+  const T* image = grad_output + row / grid.down * s.filters * height * width;
+  load_strip<T>(image, s.filters, height, width, row % grid.down * TILE, 0, TILE, columns, zeros, strip);
+  transform_strip<TILE, T>(
+      strip, columns, grid.across, round_up(s.filters, panel_width<T>()), to, tiles, at,
+      [](const Vec<T>* y, int64_t step, Vec<T>* t) { output_gradient_transform(y, step, t); });
+}
+
+// A panel of kernels: to [TAPS, depth, panel]; the kernel of element (d, n) is the one at d · depth_step + n · panel_step. Zeros
+// fill the panel behind `count`.
+template <typename T>
+void pack_taps(
+    const T* kernel, int64_t depth, int64_t depth_step, int64_t count, int64_t panel_step, T* to) {
   constexpr int64_t width = panel_width<T>();
-  const int64_t count = std::min(width, s.filters - filter);
-  if (count < width) std::fill_n(to, TAPS * s.channels * width, T(0));
-  for (int64_t c = 0; c < s.channels; ++c)
-    for (int64_t f = 0; f < count; ++f) {
-      const T* from = kernel + (s.transposed ? c * s.filters + filter + f : (filter + f) * s.channels + c) * TAPS;
-      for (int n = 0; n < TAPS; ++n) to[(n * s.channels + c) * width + f] = from[s.transposed ? TAPS - 1 - n : n];
-    }
+  if (count < width) std::fill_n(to, TAPS * depth * width, T(0));
+  for (int64_t d = 0; d < depth; ++d)
+    for (int64_t n = 0; n < count; ++n)
+      for (int64_t tap = 0; tap < TAPS; ++tap)
+        to[(tap * depth + d) * width + n] = kernel[(d * depth_step + n * panel_step) * TAPS + tap];
 }
 
 template <typename T, int TERMS>
@@ -155,10 +196,10 @@ inline void weighted_sum(const T* const* from, const T* weight, int64_t count, T
   }
 }
 
-// Their transform at one point, to a panel [channels, panel]. Made from the taps each time, at most nine terms: it costs less
+// Their transform at one point, to a panel [depth, panel]. Made from the taps each time, at most nine terms: it costs less
 // than to write all points' and read them again.
 template <typename T>
-void transform_kernels(const T* taps, int64_t channels, int point, T* panel) {
+void transform_kernels(const T* taps, int64_t depth, int point, T* panel) {
   constexpr T matrix[REACH][3] = {
       {T(1. / 4), T(0), T(0)},
       {T(-1. / 6), T(-1. / 6), T(-1. / 6)},
@@ -166,7 +207,7 @@ void transform_kernels(const T* taps, int64_t channels, int point, T* panel) {
       {T(1. / 24), T(1. / 12), T(1. / 6)},
       {T(1. / 24), T(-1. / 12), T(1. / 6)},
       {T(0), T(0), T(1)}};
-  const int64_t count = channels * panel_width<T>();
+  const int64_t count = depth * panel_width<T>();
   const T* from[TAPS];
   T weight[TAPS];
   int terms = 0;
@@ -214,6 +255,33 @@ void transform_outputs(
   }
 }
 
+// Products of transformed tiles, points [POINTS, tiles, depth rounded up], with all kernels, of which there are `panels`: threads
+// take panels, pack(panel, taps) gives their kernels, and finish(panel, count, products) what becomes of the products
+// [POINTS, tiles, count · panel].
+template <typename T, typename Pack, typename Finish>
+void for_each_product(
+    const T* points, int64_t tiles, int64_t depth, int64_t panels, const Pack& pack, const Finish& finish) {
+  constexpr int64_t width = panel_width<T>();
+  const int64_t together = panels >= 2 * num_threads() ? 2 : 1;  // two panels read the tiles once
+  const int64_t padded = round_up(depth, width);
+  for_each_turn((panels + together - 1) / together, [&](const auto& turn) {
+    Scratch<T> taps(together * TAPS * depth * width), panel(depth * width);
+    Scratch<T> products(POINTS * point_stride<T>(tiles, together * width));
+    for (int64_t p = turn() * together; p < panels; p = turn() * together) {
+      const int64_t count = std::min(together, panels - p), columns = count * width;
+      for (int64_t n = 0; n < count; ++n) pack(p + n, taps + n * TAPS * depth * width);
+      for (int point = 0; point < POINTS; ++point)
+        for (int64_t n = 0; n < count; ++n) {
+          transform_kernels<T>(taps + n * TAPS * depth * width, depth, point, panel);
+          multiply<T>(
+              points + point * point_stride<T>(tiles, padded), padded, 1, tiles, panel, depth, width,
+              products + point * point_stride<T>(tiles, columns) + n * width, columns, false);
+        }
+      finish(p, count, products);
+    }
+  });
+}
+
 template <typename T>
 void conv3x3(const Conv3x3Shape& s, const T* input, const T* kernel, const T* bias, T* output) {
   constexpr int64_t width = panel_width<T>();
@@ -221,7 +289,6 @@ void conv3x3(const Conv3x3Shape& s, const T* input, const T* kernel, const T* bi
   const TileGrid grid(s);
   const int64_t rows = grid.rows_within(INPUT_BYTES / int64_t(sizeof(T)) / POINTS / channels);
   Scratch<T> points(POINTS * point_stride<T>(rows * grid.across, channels));
-  const int64_t together = panels >= 2 * num_threads() ? 2 : 1;  // two panels read the inputs once
   for (int64_t first = 0; first < grid.rows; first += rows) {
     const int64_t count = std::min(rows, grid.rows - first), tiles = count * grid.across;
     parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
@@ -229,23 +296,85 @@ void conv3x3(const Conv3x3Shape& s, const T* input, const T* kernel, const T* bi
       for (int64_t r = begin; r < end; ++r)
         transform_inputs<T>(s, input, grid, first + r, strip, points, tiles, r * grid.across);
     });
-    for_each_turn((panels + together - 1) / together, [&](const auto& turn) {
-      Scratch<T> taps(together * TAPS * s.channels * width), panel(s.channels * width);
-      Scratch<T> products(POINTS * point_stride<T>(tiles, together * width)), out(TILE * TILE * grid.across * width);
-      for (int64_t p = turn() * together; p < panels; p = turn() * together) {
-        const int64_t now = std::min(together, panels - p), filters = now * width;
-        for (int64_t n = 0; n < now; ++n) pack_taps<T>(s, kernel, (p + n) * width, taps + n * TAPS * s.channels * width);
-        for (int point = 0; point < POINTS; ++point)
-          for (int64_t n = 0; n < now; ++n) {
-            transform_kernels<T>(taps + n * TAPS * s.channels * width, s.channels, point, panel);
-            multiply<T>(
-                points + point * point_stride<T>(tiles, channels), channels, 1, tiles, panel, s.channels, width,
-                products + point * point_stride<T>(tiles, filters) + n * width, filters, false);
-          }
-        for (int64_t r = 0; r < count; ++r)
-          transform_outputs<T>(
-              s, products, tiles, r * grid.across, grid, first + r, p * width, filters, bias, out, output);
+    const auto pack = [&](int64_t panel, T* taps) {
+      const int64_t filter = panel * width;
+      pack_taps<T>(
+          kernel + filter * s.channels * TAPS, s.channels, 1, std::min(width, s.filters - filter), s.channels, taps);
+    };
+    for_each_product<T>(points, tiles, s.channels, panels, pack, [&](int64_t panel, int64_t now, const T* products) {
+      Scratch<T> out(TILE * TILE * grid.across * width);
+      for (int64_t r = 0; r < count; ++r)
+        transform_outputs<T>(
+            s, products, tiles, r * grid.across, grid, first + r, panel * width, now * width, bias, out, output);
+    });
+  }
+}
+
+// A row of tiles of the input's gradient: products [POINTS, tiles, count] from tile `at` on are carried back, put together in
+// `strip` [REACH, columns, panel], and added to the channels `channel` to `channel + count` of the image.
+template <typename T>
+void add_input_gradients(
+    const Conv3x3Shape& s, const T* products, int64_t tiles, int64_t at, const TileGrid& grid, int64_t row,
+    int64_t channel, int64_t count, T* strip, T* grad_input) {
+  constexpr int64_t width = panel_width<T>();
+  const int64_t columns = grid.across * TILE + 2, point = point_stride<T>(tiles, count);
+  T* image = grad_input + row / grid.down * s.channels * s.height * s.width;
+  for (int64_t c = 0; c < count; c += width) {
+    std::fill_n(strip, REACH * columns * width, T(0));
+    for (int64_t x = 0; x < grid.across; ++x)
+      for (int64_t v = 0; v < width; v += Lanes<T>::count) {
+        Vec<T> points[POINTS], tile[POINTS];
+        for (int64_t n = 0; n < POINTS; ++n) points[n] = load<T>(products + n * point + (at + x) * count + c + v);
+        both_sides<REACH, REACH>(
+            points, tile, [](const Vec<T>* m, int64_t step, Vec<T>* t) { input_gradient_transform(m, step, t); });
+        for (int64_t n = 0; n < POINTS; ++n) {
+          T* to = strip + (n / REACH * columns + x * TILE + n % REACH) * width + v;
+          store<T>(to, load<T>(to) + tile[n]);
+        }
       }
+    for (int64_t n = channel + c; n < std::min(s.channels, channel + c + width); ++n)
+      for (int64_t r = 0; r < REACH; ++r) {
+        const int64_t y = source_of(row % grid.down * TILE + r - s.padding, s.height, s);
+        if (y < 0) continue;
+        T* to = image + (n * s.height + y) * s.width;
+        const T* from = strip + (r * columns + s.padding) * width + n - channel - c;
+        for (int64_t x = 0; x < s.width; ++x) to[x] += from[x * width];
+        for (int64_t edge = 1; s.reflect && edge <= s.padding; ++edge) {
+          to[edge] += from[-edge * width];
+          to[s.width - 1 - edge] += from[(s.width - 1 + edge) * width];
+        }
+      }
+  }
+}
+
+// Gradient of the input for that of the output.
+template <typename T>
+void conv3x3_input_gradient(const Conv3x3Shape& s, const T* grad_output, const T* kernel, T* grad_input) {
+  constexpr int64_t width = panel_width<T>();
+  const int64_t filters = round_up(s.filters, width), panels = round_up(s.channels, width) / width;
+  const TileGrid grid(s);
+  const int64_t rows = grid.rows_within(INPUT_BYTES / int64_t(sizeof(T)) / POINTS / filters);
+  const int64_t size = s.height * s.width;
+  parallel_for(0, s.images * s.channels, std::max<int64_t>(1, 65536 / size), [&](int64_t begin, int64_t end) {
+    std::fill_n(grad_input + begin * size, (end - begin) * size, T(0));
+  });
+  Scratch<T> points(POINTS * point_stride<T>(rows * grid.across, filters));
+  for (int64_t first = 0; first < grid.rows; first += rows) {
+    const int64_t count = std::min(rows, grid.rows - first), tiles = count * grid.across;
+    parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      Scratch<T> strip(TILE * TILE * grid.across * filters);
+      for (int64_t r = begin; r < end; ++r)
+        transform_output_gradients<T>(s, grad_output, grid, first + r, strip, points, tiles, r * grid.across);
+    });
+    const auto pack = [&](int64_t panel, T* taps) {
+      const int64_t channel = panel * width;
+      pack_taps<T>(kernel + channel * TAPS, s.filters, s.channels, std::min(width, s.channels - channel), 1, taps);
+    };
+    for_each_product<T>(points, tiles, s.filters, panels, pack, [&](int64_t panel, int64_t now, const T* products) {
+      Scratch<T> strip(REACH * (grid.across * TILE + 2) * width);
+      for (int64_t r = 0; r < count; ++r)
+        add_input_gradients<T>(
+            s, products, tiles, r * grid.across, grid, first + r, panel * width, now * width, strip, grad_input);
     });
   }
 }
@@ -285,14 +414,8 @@ void conv3x3_kernel_gradient(const Conv3x3Shape& s, const T* input, const T* gra
     parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
       Scratch<T> strip(REACH * (grid.across * TILE + 2) * std::max(channels, filters));
       for (int64_t r = begin; r < end; ++r) {
-        const int64_t row = first + r, columns = grid.across * TILE;
-        transform_inputs<T>(s, input, grid, row, strip, points, tiles, r * grid.across);
-        const T* image = grad_output + row / grid.down * s.filters * s.out_height() * s.out_width();
-        load_strip<T>(
-            image, s.filters, s.out_height(), s.out_width(), row % grid.down * TILE, 0, TILE, columns, strip);
-        transform_strip<TILE, T>(
-            strip, columns, grid.across, filters, grads, tiles, r * grid.across,
-            [](const Vec<T>* y, int64_t step, Vec<T>* t) { output_gradient_transform(y, step, t); });
+        transform_inputs<T>(s, input, grid, first + r, strip, points, tiles, r * grid.across);
+        transform_output_gradients<T>(s, grad_output, grid, first + r, strip, grads, tiles, r * grid.across);
       }
     });
     for_each_turn((s.filters + together - 1) / together, [&](const auto& turn) {
@@ -306,7 +429,9 @@ void conv3x3_kernel_gradient(const Conv3x3Shape& s, const T* input, const T* gra
               channels, tiles, 0, now, channels, sums + n * sum_stride, channels, first > 0);
         }
         if (first + rows < grid.rows) continue;
-        for (int64_t f = 0; f < now; ++f) kernel_gradient_of<T>(sums + f * channels, sum_stride, s.channels, grad_kernel + (filter + f) * s.channels * TAPS);
+        for (int64_t f = 0; f < now; ++f)
+          kernel_gradient_of<T>(
+              sums + f * channels, sum_stride, s.channels, grad_kernel + (filter + f) * s.channels * TAPS);
       }
     });
   }

@@ -15,34 +15,41 @@ bool is_double(const Tensor& tensor, const char* name) {
   return type == ScalarType::Double;
 }
 
-Conv3x3Shape shape_of(const Tensor& input, int64_t filters, int64_t padding) {
-  STD_TORCH_CHECK(input.dim() == 4, "input must have 4 dimensions, got ", input.dim());
-  Conv3x3Shape s{input.size(0), input.size(1), input.size(2), input.size(3), filters, padding, false};
-  STD_TORCH_CHECK(padding >= 0 && padding <= 2, "padding must be 0, 1 or 2, got ", padding);
+Conv3x3Shape shape_of(Conv3x3Shape s) {
+  STD_TORCH_CHECK(s.padding >= 0 && s.padding <= 2, "padding must be 0, 1 or 2, got ", s.padding);
   STD_TORCH_CHECK(s.out_height() > 0 && s.out_width() > 0, "input is smaller than the kernel");
+  STD_TORCH_CHECK(
+      !s.reflect || (s.height > s.padding && s.width > s.padding), "input is too small to be reflected by ", s.padding);
   return s;
+}
+
+Conv3x3Shape shape_of(const Tensor& input, int64_t filters, int64_t padding, bool reflect) {
+  STD_TORCH_CHECK(input.dim() == 4, "input must have 4 dimensions, got ", input.dim());
+  return shape_of({input.size(0), input.size(1), input.size(2), input.size(3), filters, padding, reflect});
 }
 
 template <typename T>
 void convolve(
     const Conv3x3Shape& s, const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias,
-    const Tensor& output,
-    void (*run)(const Conv3x3Shape&, const T*, const T*, const T*, T*)) {
+    const Tensor& output, void (*run)(const Conv3x3Shape&, const T*, const T*, const T*, T*)) {
   run(s, contiguous_data<T>(input, "input"), contiguous_data<T>(kernel, "kernel"),
       bias ? contiguous_data<T>(*bias, "bias") : nullptr, output.mutable_data_ptr<T>());
 }
 
+template <typename T>
+void gradient(
+    const Conv3x3Shape& s, const Tensor& one, const Tensor& other, const Tensor& grad,
+    void (*run)(const Conv3x3Shape&, const T*, const T*, T*)) {
+  run(s, contiguous_data<T>(one, "input"), contiguous_data<T>(other, "grad_output"), grad.mutable_data_ptr<T>());
+}
+
 }  // namespace
 
-Tensor conv3x3_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool transposed) {
+Tensor conv3x3_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool reflect) {
   const bool in_double = is_double(input, "input");
   STD_TORCH_CHECK(kernel.dim() == 4, "kernel must have 4 dimensions, got ", kernel.dim());
-  Conv3x3Shape s = shape_of(input, kernel.size(transposed ? 1 : 0), padding);
-  s.transposed = transposed;
-  if (transposed)
-    check_shape(kernel, "kernel", {s.channels, s.filters, 3, 3});
-  else
-    check_shape(kernel, "kernel", {s.filters, s.channels, 3, 3});
+  const Conv3x3Shape s = shape_of(input, kernel.size(0), padding, reflect);
+  check_shape(kernel, "kernel", {s.filters, s.channels, 3, 3});
   check_type(kernel, "kernel", input.scalar_type());
   if (bias) {
     check_shape(*bias, "bias", {s.filters});
@@ -58,22 +65,37 @@ Tensor conv3x3_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int6
   return output;
 }
 
-Tensor conv3x3_kernel_gradient_cpu(Tensor input, Tensor grad_output, int64_t padding) {
+Tensor conv3x3_input_gradient_cpu(
+    Tensor grad_output, Tensor kernel, int64_t height, int64_t width, int64_t padding, bool reflect) {
+  const bool in_double = is_double(grad_output, "grad_output");
+  STD_TORCH_CHECK(grad_output.dim() == 4, "grad_output must have 4 dimensions, got ", grad_output.dim());
+  STD_TORCH_CHECK(kernel.dim() == 4, "kernel must have 4 dimensions, got ", kernel.dim());
+  const Conv3x3Shape s = shape_of({grad_output.size(0), kernel.size(1), height, width, kernel.size(0), padding, reflect});
+  check_shape(grad_output, "grad_output", {s.images, s.filters, s.out_height(), s.out_width()});
+  check_shape(kernel, "kernel", {s.filters, s.channels, 3, 3});
+  check_type(kernel, "kernel", grad_output.scalar_type());
+  const Tensor grad =
+      torch::stable::new_empty(grad_output, std::vector<int64_t>{s.images, s.channels, s.height, s.width});
+  if (grad.numel() == 0) return grad;
+  if (in_double)
+    gradient<double>(s, grad_output, kernel, grad, kernels().conv3x3_input_gradient_f64);
+  else
+    gradient<float>(s, grad_output, kernel, grad, kernels().conv3x3_input_gradient_f32);
+  return grad;
+}
+
+Tensor conv3x3_kernel_gradient_cpu(Tensor input, Tensor grad_output, int64_t padding, bool reflect) {
   const bool in_double = is_double(input, "input");
   STD_TORCH_CHECK(grad_output.dim() == 4, "grad_output must have 4 dimensions, got ", grad_output.dim());
-  const Conv3x3Shape s = shape_of(input, grad_output.size(1), padding);
+  const Conv3x3Shape s = shape_of(input, grad_output.size(1), padding, reflect);
   check_shape(grad_output, "grad_output", {s.images, s.filters, s.out_height(), s.out_width()});
   check_type(grad_output, "grad_output", input.scalar_type());
   Tensor grad = torch::stable::new_empty(input, std::vector<int64_t>{s.filters, s.channels, 3, 3});
   if (grad_output.numel() == 0 || s.channels == 0) return torch::stable::zero_(grad);
   if (in_double)
-    kernels().conv3x3_kernel_gradient_f64(
-        s, contiguous_data<double>(input, "input"), contiguous_data<double>(grad_output, "grad_output"),
-        grad.mutable_data_ptr<double>());
+    gradient<double>(s, input, grad_output, grad, kernels().conv3x3_kernel_gradient_f64);
   else
-    kernels().conv3x3_kernel_gradient_f32(
-        s, contiguous_data<float>(input, "input"), contiguous_data<float>(grad_output, "grad_output"),
-        grad.mutable_data_ptr<float>());
+    gradient<float>(s, input, grad_output, grad, kernels().conv3x3_kernel_gradient_f32);
   return grad;
 }
 

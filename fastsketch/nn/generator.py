@@ -53,8 +53,10 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        half = [nn.ReflectionPad2d(1), Conv3x3(channels, channels), instance_norm(channels)]
-        rest = [nn.ReflectionPad2d(1), Conv3x3(channels, channels), instance_norm(channels)]
+        # Where CUT's padding stands as a layer: the convolutions pad by themselves, and keep their numbers.
+        half, rest = (
+            [nn.Identity(), Conv3x3(channels, channels, 1, "reflect"), instance_norm(channels)] for _ in range(2)
+        )
         self.conv_block = nn.Sequential(*half, nn.ReLU(), *rest)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from fastsketch.ops.eager import nothing_looks_on
 SMALLEST = 64
 """Channels, in and out, below which the transforms cost more than the products save."""
 
-FEWEST = 32
+FEWEST = 16
 """Tiles of 4×4 outputs, in all images, below which the kernels' transform costs more than the products save."""
 
 
@@ -37,11 +37,11 @@ class _Winograd(torch.autograd.Function):
     """Forward and both gradients by the kernels, which transform anew what each of them needs."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, reflect: bool) -> Tensor:
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
-        ctx.padding = padding
-        return _kernel("conv3x3", x.device)(x, weight, bias, padding, False)
+        ctx.padding = (padding, reflect)
+        return _kernel("conv3x3", x.device)(x, weight, bias, padding, reflect)
 
     @staticmethod
     @once_differentiable
@@ -49,15 +49,17 @@ class _Winograd(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad = grad.contiguous()
         grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:  # a convolution of the gradient, with the kernel turned round
-            grad_x = _kernel("conv3x3", grad.device)(grad, weight, None, 2 - ctx.padding, True)
+        if ctx.needs_input_grad[0]:
+            grad_x = _kernel("conv3x3_input_gradient", grad.device)(grad, weight, *x.shape[2:], *ctx.padding)
         if ctx.needs_input_grad[1]:
-            grad_weight = _kernel("conv3x3_kernel_gradient", grad.device)(x, grad, ctx.padding)
+            grad_weight = _kernel("conv3x3_kernel_gradient", grad.device)(x, grad, *ctx.padding)
         grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_weight, grad_bias, None
+        return grad_x, grad_weight, grad_bias, None, None
 
 
-def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0) -> Tensor:
+def winograd_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0, padding_mode: str = "zeros"
+) -> Tensor:
     """`conv2d(x, weight, bias, padding=padding)` for a 3×3 kernel and stride 1. Differentiable once.
 
     Where the C++ kernels are not there, or something other than autograd looks on, it is the framework's convolution.
@@ -66,7 +68,8 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, paddi
         x: [B, Cin, H, W], sides at least 3 with the padding; float32 or float64, on the CPU.
         weight: [Cout, Cin, 3, 3], of x's dtype.
         bias: [Cout], or None.
-        padding: zeros on each side, 0 to 2.
+        padding: on each side, 0 to 2.
+        padding_mode: zeros, or reflect, as `nn.Conv2d`'s.
 
     Returns:
         [B, Cout, H + 2 padding − 2, W + 2 padding − 2], and not a view.
@@ -74,15 +77,18 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, paddi
     Raises:
         ValueError: a wrong shape or padding.
     """
-    if padding not in (0, 1, 2):
-        raise ValueError(f"padding must be 0, 1 or 2, got {padding}")
-    if x.dim() != 4 or min(x.shape[2:]) + 2 * padding < 3:
-        raise ValueError(f"x must be [B, Cin, H, W] with sides of at least {3 - 2 * padding}, got {list(x.shape)}")
+    if padding not in (0, 1, 2) or padding_mode not in ("zeros", "reflect"):
+        raise ValueError(f"padding must be 0, 1 or 2, with zeros or reflect, got {padding} with {padding_mode}")
+    reflect = padding_mode == "reflect" and padding > 0
+    least = max(3 - 2 * padding, padding + 1 if reflect else 1)
+    if x.dim() != 4 or min(x.shape[2:]) < least:
+        raise ValueError(f"x must be [B, Cin, H, W] with sides of at least {least}, got {list(x.shape)}")
     if tuple(weight.shape[1:]) != (x.shape[1], 3, 3):
         raise ValueError(f"weight must be [Cout, {x.shape[1]}, 3, 3], got {list(weight.shape)}")
     if _kernel("conv3x3", x.device) is None or not nothing_looks_on(x, weight, bias):
-        return nn.functional.conv2d(x, weight, bias, padding=padding)
-    return _Winograd.apply(x, weight, bias, padding)
+        x = nn.functional.pad(x, (padding,) * 4, mode="reflect") if reflect else x
+        return nn.functional.conv2d(x, weight, bias, padding=0 if reflect else padding)
+    return _Winograd.apply(x, weight, bias, padding, reflect)
 
 
 class Conv3x3(nn.Conv2d):
@@ -90,11 +96,12 @@ class Conv3x3(nn.Conv2d):
 
     Args:
         in_channels, out_channels: as `nn.Conv2d`.
-        padding: zeros on each side, 0 or 1.
+        padding: on each side, 0 or 1.
+        padding_mode: zeros or reflect.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, padding: int = 0) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=padding)
+    def __init__(self, in_channels: int, out_channels: int, padding: int = 0, padding_mode: str = "zeros") -> None:
+        super().__init__(in_channels, out_channels, 3, padding=padding, padding_mode=padding_mode)
         self.winograd = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -104,7 +111,7 @@ class Conv3x3(nn.Conv2d):
         tiles = x.shape[0] * (x.shape[2] // 4) * (x.shape[3] // 4)
         if tiles < FEWEST:
             return super().forward(x)
-        return winograd_conv2d(x, self.weight, self.bias, self.padding[0])
+        return winograd_conv2d(x, self.weight, self.bias, self.padding[0], self.padding_mode)
 
 
 def as_conv3x3(network: nn.Module) -> nn.Module:

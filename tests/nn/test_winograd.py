@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not is_available(), reason="the C++ kernels are 
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("padding", [(0, "zeros"), (1, "zeros"), (2, "zeros"), (1, "reflect"), (2, "reflect")])
 @pytest.mark.parametrize(
     "shape",
     [(2, 3, 6, 6, 5), (1, 20, 9, 11, 33), (2, 2, 3, 3, 2), (3, 16, 18, 37, 24), (1, 1, 7, 4, 1), (1, 2, 140, 131, 3)],
@@ -24,7 +24,9 @@ def test_value_and_gradients_in_float64(shape, padding, bias):
     inputs = [x, torch.randn(out, channels, 3, 3, dtype=torch.float64, requires_grad=True)]
     if bias:
         inputs.append(torch.randn(out, dtype=torch.float64, requires_grad=True))
-    got, want = (convolve(*inputs, padding=padding) for convolve in (winograd_conv2d, F.conv2d))
+    got = winograd_conv2d(*inputs, padding=padding[0], padding_mode=padding[1])
+    padded = F.pad(x, (padding[0],) * 4, mode=padding[1].replace("zeros", "constant"))
+    want = F.conv2d(padded, *inputs[1:])
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
     arriving = torch.randn_like(want)
     gradients = zip(
@@ -130,8 +132,11 @@ def test_bad_shapes_are_named():
         winograd_conv2d(torch.zeros(1, 2, 2, 5), torch.zeros(1, 2, 3, 3))
     with pytest.raises(ValueError, match="weight must be"):
         winograd_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(1, 3, 3, 3))
-    with pytest.raises(ValueError, match="padding must be"):
-        winograd_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 3, 3), padding=3)
+    for padding, mode in ((3, "zeros"), (1, "circular")):
+        with pytest.raises(ValueError, match="padding must be"):
+            winograd_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 3, 3), None, padding, mode)
+    with pytest.raises(ValueError, match="sides of at least 3"):
+        winograd_conv2d(torch.zeros(1, 2, 5, 2), torch.zeros(1, 2, 3, 3), None, 2, "reflect")
 
 
 def test_a_foreign_network_keeps_its_weights_and_its_function():
