@@ -31,7 +31,6 @@ def demo_config(out: Path, weights_dir: Path | None) -> TrainConfig:
         epochs=5,
         decay_epochs=5,
         lr=6e-4,
-        winograd="off",  # small pictures: the transforms cost more than the products save
         weights_dir=weights_dir,
     )
     try:

@@ -87,7 +87,11 @@ struct TileGrid {
   explicit TileGrid(const Conv3x3Shape& s)
       : down((s.out_height() + TILE - 1) / TILE), across((s.out_width() + TILE - 1) / TILE), rows(s.images * down) {}
   int64_t down, across, rows;
-  int64_t rows_within(int64_t tiles) const { return std::min(rows, std::max<int64_t>(1, tiles / across)); }
+  // Rows of about so many tiles at most, in even parts.
+  int64_t rows_within(int64_t tiles) const {
+    const int64_t most = std::min(rows, std::max<int64_t>(1, tiles / across)), parts = (rows + most - 1) / most;
+    return (rows + parts - 1) / parts;
+  }
 };
 
 // Row or column `i` of the padded input in the input, of `size`; -1 where zeros stand.

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from fastsketch import _backend
 from fastsketch.ops.eager import nothing_looks_on
 
-SMALLEST = 64
+SMALLEST = 32
 """Channels, in and out, below which the transforms cost more than the products save."""
 
 FEWEST = 16
