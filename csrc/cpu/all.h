@@ -15,6 +15,7 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #include "gather.h"
 #include "patch_nce.h"
 #include "project.h"
+#include "winograd_tiles.h"
 #include "winograd.h"
 
 #define FASTSKETCH_STRING(x) #x

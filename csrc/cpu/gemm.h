@@ -128,9 +128,9 @@ inline void prefetch_rows(const T* from, int64_t rows, int64_t count, int64_t st
     __builtin_prefetch(from + n / across * stride + n % across * LINE);
 }
 
-// C [rows, columns] = A [rows, depth] · Bᵀ, B [columns, depth] as it lies in memory; rows of each are contiguous. A panel is
-// packed just before all rows of A meet it, and stays in the first-level cache; the next one is fetched meanwhile, and so
-// are A's rows the first time. `panel` has room for DEPTH_BLOCK · panel_width values.
+// C [rows, columns] = A [rows, depth] · Bᵀ, B [columns, depth] as it lies in memory; rows of each are contiguous. A panel
+// is packed just before all rows of A meet it, and stays in the first-level cache; the next one is fetched meanwhile,
+// and so are A's rows the first time. `panel` has room for DEPTH_BLOCK · panel_width values.
 template <typename T>
 void multiply_transposed(
     const T* a, int64_t a_row, int64_t rows, const T* b, int64_t b_row, int64_t depth, int64_t columns, T* c,
@@ -146,7 +146,8 @@ void multiply_transposed(
         const int64_t i = block * ROW_BLOCK, left = rows - i;
         prefetch_rows(b + (j + valid) * b_row + k, next, count, b_row, block, blocks);
         if (j == 0 && left > ROW_BLOCK)
-          prefetch_rows(a + (i + ROW_BLOCK) * a_row + k, std::min<int64_t>(ROW_BLOCK, left - ROW_BLOCK), count, a_row, 0, 1);
+          prefetch_rows(
+              a + (i + ROW_BLOCK) * a_row + k, std::min<int64_t>(ROW_BLOCK, left - ROW_BLOCK), count, a_row, 0, 1);
         micro_kernel_of<T, ROW_BLOCK>(
             left, a + i * a_row + k, a_row, 1, panel, count, c + i * c_row + j, c_row, valid, k > 0);
       }

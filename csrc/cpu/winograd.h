@@ -1,183 +1,16 @@
-// 3×3 convolutions by F(4×4, 3×3) [L: Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016; the
-// matrices are theirs]: a tile of 4×4 outputs, 144 multiplications a pair of channels otherwise, takes 36. Tiles of
-// 6×6 inputs and the kernels are carried into a space where the convolution is a product of channels at each of 36 points.
-// Included once for each instruction set.
+// 3×3 convolutions by F(4×4, 3×3) [L: Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016]: a tile of
+// 4×4 outputs, 144 multiplications a pair of channels otherwise, takes 36. Tiles of 6×6 inputs and the kernels are carried
+// into a space where the convolution is a product of channels at each of 36 points. Included once for each instruction set.
 //
-// Vectors run over channels. Some rows of tiles are transformed at a time and shared; threads then share out the filters, and
-// what lies between the transforms stays in their caches: never the whole of the transformed kernels, 36 values for 9.
-// A value does not depend on which thread makes it.
+// Vectors run over channels. Some rows of tiles are transformed at a time and shared; threads then share out the filters,
+// and what lies between the transforms stays in their caches: never the whole of the transformed kernels, 36 values for
+// 9. A value does not depend on which thread makes it.
 
-constexpr int TILE = 4, REACH = 6, POINTS = REACH * REACH, TAPS = 9;
 constexpr int64_t INPUT_BYTES = 6 << 20;      // of transformed inputs at a time
 constexpr int64_t GRADIENT_BYTES = 24 << 20;  // of transformed inputs and gradients, for the kernels' gradient
 constexpr int64_t GRADIENT_ROWS = 132;        // filters at a time and thread, for the same
 
-template <typename V>
-inline void input_transform(const V* d, int64_t step, V* t) {
-  const V a = d[0], b = d[step], c = d[2 * step], e = d[3 * step], f = d[4 * step], g = d[5 * step];
-  t[0] = 4 * a - 5 * c + f;
-  t[1] = (f - 4 * c) + (e - 4 * b);
-  t[2] = (f - 4 * c) - (e - 4 * b);
-  t[3] = (f - c) + 2 * (e - b);
-  t[4] = (f - c) - 2 * (e - b);
-  t[5] = 4 * b - 5 * e + g;
-}
-
-template <typename V>
-inline void output_transform(const V* m, int64_t step, V* t) {
-  const V sum1 = m[step] + m[2 * step], difference1 = m[step] - m[2 * step];
-  const V sum2 = m[3 * step] + m[4 * step], difference2 = m[3 * step] - m[4 * step];
-  t[0] = m[0] + sum1 + sum2;
-  t[1] = difference1 + 2 * difference2;
-  t[2] = sum1 + 4 * sum2;
-  t[3] = difference1 + 8 * difference2 + m[5 * step];
-}
-
-// Transposes, for gradients: of these two, and of the kernels'.
-template <typename V>
-inline void input_gradient_transform(const V* m, int64_t step, V* t) {
-  const V a = m[0], f = m[5 * step];
-  const V sum1 = m[step] + m[2 * step], difference1 = m[step] - m[2 * step];
-  const V sum2 = m[3 * step] + m[4 * step], difference2 = m[3 * step] - m[4 * step];
-  t[0] = 4 * a;
-  t[1] = 4 * (f - difference1) - 2 * difference2;
-  t[2] = -5 * a - 4 * sum1 - sum2;
-  t[3] = difference1 + 2 * difference2 - 5 * f;
-  t[4] = a + sum1 + sum2;
-  t[5] = f;
-}
-
-template <typename V>
-inline void output_gradient_transform(const V* y, int64_t step, V* t) {
-  const V a = y[0], b = y[step], c = y[2 * step], d = y[3 * step];
-  t[0] = a;
-  t[1] = (a + c) + (b + d);
-  t[2] = (a + c) - (b + d);
-  t[3] = (a + 4 * c) + 2 * (b + 4 * d);
-  t[4] = (a + 4 * c) - 2 * (b + 4 * d);
-  t[5] = d;
-}
-
-template <typename V>
-inline void kernel_gradient_transform(const V* u, int64_t step, V* t) {
-  const V sum1 = u[step] + u[2 * step], difference1 = u[2 * step] - u[step];
-  const V sum2 = u[3 * step] + u[4 * step], difference2 = u[3 * step] - u[4 * step];
-  t[0] = u[0] / 4 - sum1 / 6 + sum2 / 24;
-  t[1] = difference1 / 6 + difference2 / 12;
-  t[2] = sum2 / 6 - sum1 / 6 + u[5 * step];
-}
-
-// matrix · tile · matrixᵀ: `transform` on the columns, then on the rows. from [FROM, FROM] -> to [TO, TO].
-template <int FROM, int TO, typename V, typename Transform>
-inline void both_sides(const V* from, V* to, const Transform& transform) {
-  V half[FROM * TO];  // [column, row]
-  for (int column = 0; column < FROM; ++column) transform(from + column, FROM, half + column * TO);
-  for (int row = 0; row < TO; ++row) transform(half + row, TO, to + row * TO);
-}
-
-// From one point's matrix to the next. They are written and read side by side, 36 at a time: a power of two between them
-// would send all to the same few places of the cache, so a line is left free.
-template <typename T>
-int64_t point_stride(int64_t rows, int64_t columns) {
-  return rows * columns + 64 / int64_t(sizeof(T));
-}
-
-// Rows of tiles of all images, one after the other.
-struct TileGrid {
-  explicit TileGrid(const Conv3x3Shape& s)
-      : down((s.out_height() + TILE - 1) / TILE), across((s.out_width() + TILE - 1) / TILE), rows(s.images * down) {}
-  int64_t down, across, rows;
-  // Rows of about so many tiles at most, in even parts.
-  int64_t rows_within(int64_t tiles) const {
-    const int64_t most = std::min(rows, std::max<int64_t>(1, tiles / across)), parts = (rows + most - 1) / most;
-    return (rows + parts - 1) / parts;
-  }
-};
-
-// Row or column `i` of the padded input in the input, of `size`; -1 where zeros stand.
-inline int64_t source_of(int64_t i, int64_t size, const Conv3x3Shape& s) {
-  if (i >= 0 && i < size) return i;
-  if (!s.reflect || i < -s.padding || i >= size + s.padding) return -1;
-  return i < 0 ? -i : 2 * size - 2 - i;
-}
-
-// Some rows of an image [channels, height, width], channels last: strip [rows, columns, channels rounded up], from row `top`
-// and column `left` on. What lies outside is 0, or, of an input to be reflected, its reflection.
-template <typename T>
-void load_strip(
-    const T* image, int64_t channels, int64_t height, int64_t width, int64_t top, int64_t left, int64_t rows,
-    int64_t columns, const Conv3x3Shape& s, T* strip) {
-  constexpr int64_t together = 8;  // channels: whole lines of the strip before they leave the cache
-  const int64_t padded = round_up(channels, panel_width<T>());
-  const int64_t first = std::max<int64_t>(0, -left), last = std::min(columns, width - left);
-  for (int64_t r = 0; r < rows; ++r) {
-    T* to = strip + r * columns * padded;
-    const int64_t y = source_of(top + r, height, s);
-    if (y < 0 || first > 0 || last < columns || padded > channels) std::fill_n(to, columns * padded, T(0));
-    if (y < 0) continue;
-    for (int64_t c = 0; c < channels; c += together) {
-      const int64_t count = std::min(together, channels - c);
-      const T* from = image + (c * height + y) * width + left;
-      if (count == together)
-        for (int64_t x = first; x < last; ++x)
-          for (int64_t n = 0; n < together; ++n) to[x * padded + c + n] = from[n * height * width + x];
-      else
-        for (int64_t x = first; x < last; ++x)
-          for (int64_t n = 0; n < count; ++n) to[x * padded + c + n] = from[n * height * width + x];
-    }
-    for (int64_t edge = 1; s.reflect && edge <= s.padding; ++edge)
-      for (const int64_t x : {-edge, width - 1 + edge}) {
-        const int64_t place = x - left;
-        if (place >= 0 && place < columns)
-          std::copy_n(to + (source_of(x, width, s) - left) * padded, padded, to + place * padded);
-      }
-  }
-}
-
-// Tiles of a strip, FROM×FROM each TILE apart, transformed: to [POINTS, tiles, channels rounded up], from tile `at` on.
-template <int FROM, typename T, typename Transform>
-void transform_strip(
-    const T* strip, int64_t columns, int64_t across, int64_t padded, T* to, int64_t tiles, int64_t at,
-    const Transform& transform) {
-  const int64_t stride = point_stride<T>(tiles, padded);
-  for (int64_t x = 0; x < across; ++x)
-    for (int64_t c = 0; c < padded; c += Lanes<T>::count) {
-      Vec<T> tile[FROM * FROM], points[POINTS];
-      for (int r = 0; r < FROM; ++r)
-        for (int i = 0; i < FROM; ++i) tile[r * FROM + i] = load<T>(strip + (r * columns + x * TILE + i) * padded + c);
-      both_sides<FROM, REACH>(tile, points, transform);
-      for (int64_t n = 0; n < POINTS; ++n) store<T>(to + n * stride + (at + x) * padded + c, points[n]);
-    }
-}
-
-template <typename T>
-void transform_inputs(
-    const Conv3x3Shape& s, const T* input, const TileGrid& grid, int64_t row, T* strip, T* to, int64_t tiles,
-    int64_t at) {
-  const int64_t columns = grid.across * TILE + 2;
-  const T* image = input + row / grid.down * s.channels * s.height * s.width;
-  load_strip<T>(
-      image, s.channels, s.height, s.width, row % grid.down * TILE - s.padding, -s.padding, REACH, columns, s, strip);
-  transform_strip<REACH, T>(
-      strip, columns, grid.across, round_up(s.channels, panel_width<T>()), to, tiles, at,
-      [](const Vec<T>* d, int64_t step, Vec<T>* t) { input_transform(d, step, t); });
-}
-
-// The same of a row of tiles of the output's gradient: [POINTS, tiles, filters rounded up].
-template <typename T>
-void transform_output_gradients(
-    const Conv3x3Shape& s, const T* grad_output, const TileGrid& grid, int64_t row, T* strip, T* to, int64_t tiles,
-    int64_t at) {
-  const int64_t columns = grid.across * TILE, height = s.out_height(), width = s.out_width();
-  const Conv3x3Shape zeros{};
-  const T* image = grad_output + row / grid.down * s.filters * height * width;
-  load_strip<T>(image, s.filters, height, width, row % grid.down * TILE, 0, TILE, columns, zeros, strip);
-  transform_strip<TILE, T>(
-      strip, columns, grid.across, round_up(s.filters, panel_width<T>()), to, tiles, at,
-      [](const Vec<T>* y, int64_t step, Vec<T>* t) { output_gradient_transform(y, step, t); });
-}
-
-// A panel of kernels: to [TAPS, depth, panel]; the kernel of element (d, n) is the one at d · depth_step + n · panel_step. Zeros
+// A panel of kernels: to [TAPS, depth, panel]; that of element (d, n) is the one at d · depth_step + n · panel_step. Zeros
 // fill the panel behind `count`.
 template <typename T>
 void pack_taps(
@@ -228,60 +61,54 @@ void transform_kernels(const T* taps, int64_t depth, int point, T* panel) {
     weighted_sum<T, 9>(from, weight, count, panel);
 }
 
-// A row of tiles carried back: products [POINTS, tiles, count] from tile `at` on -> four rows of filters `filter` to
-// `filter + count`. `rows` has room for the four of a panel.
+// A row of tiles carried back: products [POINTS, tiles, panel] from tile `at` on -> four rows of a panel of filters, from
+// `filter` on. `rows` has room for them.
 template <typename T>
 void transform_outputs(
     const Conv3x3Shape& s, const T* products, int64_t tiles, int64_t at, const TileGrid& grid, int64_t row,
-    int64_t filter, int64_t count, const T* bias, T* rows, T* output) {
+    int64_t filter, const T* bias, T* rows, T* output) {
   constexpr int64_t width = panel_width<T>();
   const int64_t height = s.out_height(), columns = s.out_width(), top = row % grid.down * TILE;
-  const int64_t stride = grid.across * TILE, point = point_stride<T>(tiles, count);
+  const int64_t stride = grid.across * TILE, point = point_stride<T>(tiles, width);
+  for (int64_t x = 0; x < grid.across; ++x)
+    for (int64_t v = 0; v < width; v += Lanes<T>::count) {
+      Vec<T> points[POINTS], tile[TILE * TILE];
+      for (int64_t n = 0; n < POINTS; ++n) points[n] = load<T>(products + n * point + (at + x) * width + v);
+      both_sides<REACH, TILE>(
+          points, tile, [](const Vec<T>* m, int64_t step, Vec<T>* t) { output_transform(m, step, t); });
+      for (int64_t n = 0; n < TILE * TILE; ++n)
+        store<T>(rows + (n / TILE * stride + x * TILE + n % TILE) * width + v, tile[n]);
+    }
   T* image = output + row / grid.down * s.filters * height * columns;
-  for (int64_t f = 0; f < count; f += width) {
-    for (int64_t x = 0; x < grid.across; ++x)
-      for (int64_t v = 0; v < width; v += Lanes<T>::count) {
-        Vec<T> points[POINTS], tile[TILE * TILE];
-        for (int64_t n = 0; n < POINTS; ++n) points[n] = load<T>(products + n * point + (at + x) * count + f + v);
-        both_sides<REACH, TILE>(
-            points, tile, [](const Vec<T>* m, int64_t step, Vec<T>* t) { output_transform(m, step, t); });
-        for (int64_t n = 0; n < TILE * TILE; ++n)
-          store<T>(rows + (n / TILE * stride + x * TILE + n % TILE) * width + v, tile[n]);
-      }
-    for (int64_t n = filter + f; n < std::min(s.filters, filter + f + width); ++n) {
-      const T add = bias ? bias[n] : T(0);
-      for (int64_t r = 0; r < std::min<int64_t>(TILE, height - top); ++r) {
-        T* to = image + (n * height + top + r) * columns;
-        const T* from = rows + r * stride * width + n - filter - f;
-        for (int64_t x = 0; x < columns; ++x) to[x] = from[x * width] + add;
-      }
+  for (int64_t n = 0; n < std::min(width, s.filters - filter); ++n) {
+    const T add = bias ? bias[filter + n] : T(0);
+    for (int64_t r = 0; r < std::min<int64_t>(TILE, height - top); ++r) {
+      T* to = image + ((filter + n) * height + top + r) * columns;
+      const T* from = rows + r * stride * width + n;
+      for (int64_t x = 0; x < columns; ++x) to[x] = from[x * width] + add;
     }
   }
 }
 
-// Products of transformed tiles, points [POINTS, tiles, depth rounded up], with all kernels, of which there are `panels`: threads
-// take panels, pack(panel, taps) gives their kernels, and finish(panel, count, products) what becomes of the products
-// [POINTS, tiles, count · panel].
+// Products of transformed tiles, points [POINTS, tiles, depth rounded up], with all kernels, of which there are `panels`:
+// threads take panels, pack(panel, taps) gives their kernels, and finish(panel, products) is what becomes of the
+// products [POINTS, tiles, panel].
 template <typename T, typename Pack, typename Finish>
 void for_each_product(
     const T* points, int64_t tiles, int64_t depth, int64_t panels, const Pack& pack, const Finish& finish) {
   constexpr int64_t width = panel_width<T>();
-  const int64_t together = panels >= 2 * num_threads() ? 2 : 1;  // two panels read the tiles once
   const int64_t padded = round_up(depth, width);
-  for_each_turn((panels + together - 1) / together, [&](const auto& turn) {
-    Scratch<T> taps(together * TAPS * depth * width), panel(depth * width);
-    Scratch<T> products(POINTS * point_stride<T>(tiles, together * width));
-    for (int64_t p = turn() * together; p < panels; p = turn() * together) {
-      const int64_t count = std::min(together, panels - p), columns = count * width;
-      for (int64_t n = 0; n < count; ++n) pack(p + n, taps + n * TAPS * depth * width);
-      for (int point = 0; point < POINTS; ++point)
-        for (int64_t n = 0; n < count; ++n) {
-          transform_kernels<T>(taps + n * TAPS * depth * width, depth, point, panel);
-          multiply<T>(
-              points + point * point_stride<T>(tiles, padded), padded, 1, tiles, panel, depth, width,
-              products + point * point_stride<T>(tiles, columns) + n * width, columns, false);
-        }
-      finish(p, count, products);
+  for_each_turn(panels, [&](const auto& turn) {
+    Scratch<T> taps(TAPS * depth * width), kernels(depth * width), products(POINTS * point_stride<T>(tiles, width));
+    for (int64_t panel = turn(); panel < panels; panel = turn()) {
+      pack(panel, taps);
+      for (int point = 0; point < POINTS; ++point) {
+        transform_kernels<T>(taps, depth, point, kernels);
+        multiply<T>(
+            points + point * point_stride<T>(tiles, padded), padded, 1, tiles, kernels, depth, width,
+            products + point * point_stride<T>(tiles, width), width, false);
+      }
+      finish(panel, products);
     }
   });
 }
@@ -305,50 +132,48 @@ void conv3x3(const Conv3x3Shape& s, const T* input, const T* kernel, const T* bi
       pack_taps<T>(
           kernel + filter * s.channels * TAPS, s.channels, 1, std::min(width, s.filters - filter), s.channels, taps);
     };
-    for_each_product<T>(points, tiles, s.channels, panels, pack, [&](int64_t panel, int64_t now, const T* products) {
+    for_each_product<T>(points, tiles, s.channels, panels, pack, [&](int64_t panel, const T* products) {
       Scratch<T> out(TILE * TILE * grid.across * width);
       for (int64_t r = 0; r < count; ++r)
         transform_outputs<T>(
-            s, products, tiles, r * grid.across, grid, first + r, panel * width, now * width, bias, out, output);
+            s, products, tiles, r * grid.across, grid, first + r, panel * width, bias, out, output);
     });
   }
 }
 
-// A row of tiles of the input's gradient: products [POINTS, tiles, count] from tile `at` on are carried back, put together in
-// `strip` [REACH, columns, panel], and added to the channels `channel` to `channel + count` of the image.
+// A row of tiles of the input's gradient: products [POINTS, tiles, panel] from tile `at` on are carried back, put together
+// in `strip` [REACH, columns, panel], and added to a panel of the image's channels, from `channel` on.
 template <typename T>
 void add_input_gradients(
     const Conv3x3Shape& s, const T* products, int64_t tiles, int64_t at, const TileGrid& grid, int64_t row,
-    int64_t channel, int64_t count, T* strip, T* grad_input) {
+    int64_t channel, T* strip, T* grad_input) {
   constexpr int64_t width = panel_width<T>();
-  const int64_t columns = grid.across * TILE + 2, point = point_stride<T>(tiles, count);
+  const int64_t columns = grid.across * TILE + 2, point = point_stride<T>(tiles, width);
+  std::fill_n(strip, REACH * columns * width, T(0));
+  for (int64_t x = 0; x < grid.across; ++x)
+    for (int64_t v = 0; v < width; v += Lanes<T>::count) {
+      Vec<T> points[POINTS], tile[POINTS];
+      for (int64_t n = 0; n < POINTS; ++n) points[n] = load<T>(products + n * point + (at + x) * width + v);
+      both_sides<REACH, REACH>(
+          points, tile, [](const Vec<T>* m, int64_t step, Vec<T>* t) { input_gradient_transform(m, step, t); });
+      for (int64_t n = 0; n < POINTS; ++n) {
+        T* to = strip + (n / REACH * columns + x * TILE + n % REACH) * width + v;
+        store<T>(to, load<T>(to) + tile[n]);
+      }
+    }
   T* image = grad_input + row / grid.down * s.channels * s.height * s.width;
-  for (int64_t c = 0; c < count; c += width) {
-    std::fill_n(strip, REACH * columns * width, T(0));
-    for (int64_t x = 0; x < grid.across; ++x)
-      for (int64_t v = 0; v < width; v += Lanes<T>::count) {
-        Vec<T> points[POINTS], tile[POINTS];
-        for (int64_t n = 0; n < POINTS; ++n) points[n] = load<T>(products + n * point + (at + x) * count + c + v);
-        both_sides<REACH, REACH>(
-            points, tile, [](const Vec<T>* m, int64_t step, Vec<T>* t) { input_gradient_transform(m, step, t); });
-        for (int64_t n = 0; n < POINTS; ++n) {
-          T* to = strip + (n / REACH * columns + x * TILE + n % REACH) * width + v;
-          store<T>(to, load<T>(to) + tile[n]);
-        }
+  for (int64_t n = 0; n < std::min(width, s.channels - channel); ++n)
+    for (int64_t r = 0; r < REACH; ++r) {
+      const int64_t y = source_of(row % grid.down * TILE + r - s.padding, s.height, s);
+      if (y < 0) continue;
+      T* to = image + ((channel + n) * s.height + y) * s.width;
+      const T* from = strip + (r * columns + s.padding) * width + n;
+      for (int64_t x = 0; x < s.width; ++x) to[x] += from[x * width];
+      for (int64_t edge = 1; s.reflect && edge <= s.padding; ++edge) {
+        to[edge] += from[-edge * width];
+        to[s.width - 1 - edge] += from[(s.width - 1 + edge) * width];
       }
-    for (int64_t n = channel + c; n < std::min(s.channels, channel + c + width); ++n)
-      for (int64_t r = 0; r < REACH; ++r) {
-        const int64_t y = source_of(row % grid.down * TILE + r - s.padding, s.height, s);
-        if (y < 0) continue;
-        T* to = image + (n * s.height + y) * s.width;
-        const T* from = strip + (r * columns + s.padding) * width + n - channel - c;
-        for (int64_t x = 0; x < s.width; ++x) to[x] += from[x * width];
-        for (int64_t edge = 1; s.reflect && edge <= s.padding; ++edge) {
-          to[edge] += from[-edge * width];
-          to[s.width - 1 - edge] += from[(s.width - 1 + edge) * width];
-        }
-      }
-  }
+    }
 }
 
 // Gradient of the input for that of the output.
@@ -374,11 +199,11 @@ void conv3x3_input_gradient(const Conv3x3Shape& s, const T* grad_output, const T
       const int64_t channel = panel * width;
       pack_taps<T>(kernel + channel * TAPS, s.filters, s.channels, std::min(width, s.channels - channel), 1, taps);
     };
-    for_each_product<T>(points, tiles, s.filters, panels, pack, [&](int64_t panel, int64_t now, const T* products) {
+    for_each_product<T>(points, tiles, s.filters, panels, pack, [&](int64_t panel, const T* products) {
       Scratch<T> strip(REACH * (grid.across * TILE + 2) * width);
       for (int64_t r = 0; r < count; ++r)
         add_input_gradients<T>(
-            s, products, tiles, r * grid.across, grid, first + r, panel * width, now * width, strip, grad_input);
+            s, products, tiles, r * grid.across, grid, first + r, panel * width, strip, grad_input);
     });
   }
 }

@@ -1,0 +1,169 @@
+// Tiles of inputs and of the output's gradient, carried into the space where Winograd's convolution is a product
+// [L: Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016; the matrices are theirs]. Included once
+// for each instruction set.
+
+constexpr int TILE = 4, REACH = 6, POINTS = REACH * REACH, TAPS = 9;
+template <typename V>
+inline void input_transform(const V* d, int64_t step, V* t) {
+  const V a = d[0], b = d[step], c = d[2 * step], e = d[3 * step], f = d[4 * step], g = d[5 * step];
+  t[0] = 4 * a - 5 * c + f;
+  t[1] = (f - 4 * c) + (e - 4 * b);
+  t[2] = (f - 4 * c) - (e - 4 * b);
+  t[3] = (f - c) + 2 * (e - b);
+  t[4] = (f - c) - 2 * (e - b);
+  t[5] = 4 * b - 5 * e + g;
+}
+
+template <typename V>
+inline void output_transform(const V* m, int64_t step, V* t) {
+  const V sum1 = m[step] + m[2 * step], difference1 = m[step] - m[2 * step];
+  const V sum2 = m[3 * step] + m[4 * step], difference2 = m[3 * step] - m[4 * step];
+  t[0] = m[0] + sum1 + sum2;
+  t[1] = difference1 + 2 * difference2;
+  t[2] = sum1 + 4 * sum2;
+  t[3] = difference1 + 8 * difference2 + m[5 * step];
+}
+
+// Transposes, for gradients: of these two, and of the kernels'.
+template <typename V>
+inline void input_gradient_transform(const V* m, int64_t step, V* t) {
+  const V a = m[0], f = m[5 * step];
+  const V sum1 = m[step] + m[2 * step], difference1 = m[step] - m[2 * step];
+  const V sum2 = m[3 * step] + m[4 * step], difference2 = m[3 * step] - m[4 * step];
+  t[0] = 4 * a;
+  t[1] = 4 * (f - difference1) - 2 * difference2;
+  t[2] = -5 * a - 4 * sum1 - sum2;
+  t[3] = difference1 + 2 * difference2 - 5 * f;
+  t[4] = a + sum1 + sum2;
+  t[5] = f;
+}
+
+template <typename V>
+inline void output_gradient_transform(const V* y, int64_t step, V* t) {
+  const V a = y[0], b = y[step], c = y[2 * step], d = y[3 * step];
+  t[0] = a;
+  t[1] = (a + c) + (b + d);
+  t[2] = (a + c) - (b + d);
+  t[3] = (a + 4 * c) + 2 * (b + 4 * d);
+  t[4] = (a + 4 * c) - 2 * (b + 4 * d);
+  t[5] = d;
+}
+
+template <typename V>
+inline void kernel_gradient_transform(const V* u, int64_t step, V* t) {
+  const V sum1 = u[step] + u[2 * step], difference1 = u[2 * step] - u[step];
+  const V sum2 = u[3 * step] + u[4 * step], difference2 = u[3 * step] - u[4 * step];
+  t[0] = u[0] / 4 - sum1 / 6 + sum2 / 24;
+  t[1] = difference1 / 6 + difference2 / 12;
+  t[2] = sum2 / 6 - sum1 / 6 + u[5 * step];
+}
+
+// matrix · tile · matrixᵀ: `transform` on the columns, then on the rows. from [FROM, FROM] -> to [TO, TO].
+template <int FROM, int TO, typename V, typename Transform>
+inline void both_sides(const V* from, V* to, const Transform& transform) {
+  V half[FROM * TO];  // [column, row]
+  for (int column = 0; column < FROM; ++column) transform(from + column, FROM, half + column * TO);
+  for (int row = 0; row < TO; ++row) transform(half + row, TO, to + row * TO);
+}
+
+// From one point's matrix to the next. They are written and read side by side, 36 at a time: a power of two between them
+// would send all to the same few places of the cache, so a line is left free.
+template <typename T>
+int64_t point_stride(int64_t rows, int64_t columns) {
+  return rows * columns + 64 / int64_t(sizeof(T));
+}
+
+// Rows of tiles of all images, one after the other.
+struct TileGrid {
+  explicit TileGrid(const Conv3x3Shape& s)
+      : down((s.out_height() + TILE - 1) / TILE), across((s.out_width() + TILE - 1) / TILE), rows(s.images * down) {}
+  int64_t down, across, rows;
+  // Rows of about so many tiles at most, in even parts.
+  int64_t rows_within(int64_t tiles) const {
+    const int64_t most = std::min(rows, std::max<int64_t>(1, tiles / across)), parts = (rows + most - 1) / most;
+    return (rows + parts - 1) / parts;
+  }
+};
+
+// Row or column `i` of the padded input in the input, of `size`; -1 where zeros stand.
+inline int64_t source_of(int64_t i, int64_t size, const Conv3x3Shape& s) {
+  if (i >= 0 && i < size) return i;
+  if (!s.reflect || i < -s.padding || i >= size + s.padding) return -1;
+  return i < 0 ? -i : 2 * size - 2 - i;
+}
+
+// Some rows of an image [channels, height, width], channels last: strip [rows, columns, channels rounded up], from row
+// `top` and column `left` on. What lies outside is 0, or, of an input to be reflected, its reflection.
+template <typename T>
+void load_strip(
+    const T* image, int64_t channels, int64_t height, int64_t width, int64_t top, int64_t left, int64_t rows,
+    int64_t columns, const Conv3x3Shape& s, T* strip) {
+  constexpr int64_t together = 8;  // channels: whole lines of the strip before they leave the cache
+  const int64_t padded = round_up(channels, panel_width<T>());
+  const int64_t first = std::max<int64_t>(0, -left), last = std::min(columns, width - left);
+  for (int64_t r = 0; r < rows; ++r) {
+    T* to = strip + r * columns * padded;
+    const int64_t y = source_of(top + r, height, s);
+    if (y < 0 || first > 0 || last < columns || padded > channels) std::fill_n(to, columns * padded, T(0));
+    if (y < 0) continue;
+    for (int64_t c = 0; c < channels; c += together) {
+      const int64_t count = std::min(together, channels - c);
+      const T* from = image + (c * height + y) * width + left;
+      if (count == together)
+        for (int64_t x = first; x < last; ++x)
+          for (int64_t n = 0; n < together; ++n) to[x * padded + c + n] = from[n * height * width + x];
+      else
+        for (int64_t x = first; x < last; ++x)
+          for (int64_t n = 0; n < count; ++n) to[x * padded + c + n] = from[n * height * width + x];
+    }
+    for (int64_t edge = 1; s.reflect && edge <= s.padding; ++edge)
+      for (const int64_t x : {-edge, width - 1 + edge}) {
+        const int64_t place = x - left;
+        if (place >= 0 && place < columns)
+          std::copy_n(to + (source_of(x, width, s) - left) * padded, padded, to + place * padded);
+      }
+  }
+}
+
+// Tiles of a strip, FROM×FROM each TILE apart, transformed: to [POINTS, tiles, channels rounded up], from tile `at` on.
+template <int FROM, typename T, typename Transform>
+void transform_strip(
+    const T* strip, int64_t columns, int64_t across, int64_t padded, T* to, int64_t tiles, int64_t at,
+    const Transform& transform) {
+  const int64_t stride = point_stride<T>(tiles, padded);
+  for (int64_t x = 0; x < across; ++x)
+    for (int64_t c = 0; c < padded; c += Lanes<T>::count) {
+      Vec<T> tile[FROM * FROM], points[POINTS];
+      for (int r = 0; r < FROM; ++r)
+        for (int i = 0; i < FROM; ++i) tile[r * FROM + i] = load<T>(strip + (r * columns + x * TILE + i) * padded + c);
+      both_sides<FROM, REACH>(tile, points, transform);
+      for (int64_t n = 0; n < POINTS; ++n) store<T>(to + n * stride + (at + x) * padded + c, points[n]);
+    }
+}
+
+template <typename T>
+void transform_inputs(
+    const Conv3x3Shape& s, const T* input, const TileGrid& grid, int64_t row, T* strip, T* to, int64_t tiles,
+    int64_t at) {
+  const int64_t columns = grid.across * TILE + 2;
+  const T* image = input + row / grid.down * s.channels * s.height * s.width;
+  load_strip<T>(
+      image, s.channels, s.height, s.width, row % grid.down * TILE - s.padding, -s.padding, REACH, columns, s, strip);
+  transform_strip<REACH, T>(
+      strip, columns, grid.across, round_up(s.channels, panel_width<T>()), to, tiles, at,
+      [](const Vec<T>* d, int64_t step, Vec<T>* t) { input_transform(d, step, t); });
+}
+
+// The same of a row of tiles of the output's gradient: [POINTS, tiles, filters rounded up].
+template <typename T>
+void transform_output_gradients(
+    const Conv3x3Shape& s, const T* grad_output, const TileGrid& grid, int64_t row, T* strip, T* to, int64_t tiles,
+    int64_t at) {
+  const int64_t columns = grid.across * TILE, height = s.out_height(), width = s.out_width();
+  const Conv3x3Shape zeros{};
+  const T* image = grad_output + row / grid.down * s.filters * height * width;
+  load_strip<T>(image, s.filters, height, width, row % grid.down * TILE, 0, TILE, columns, zeros, strip);
+  transform_strip<TILE, T>(
+      strip, columns, grid.across, round_up(s.filters, panel_width<T>()), to, tiles, at,
+      [](const Vec<T>* y, int64_t step, Vec<T>* t) { output_gradient_transform(y, step, t); });
+}
