@@ -10,12 +10,13 @@ from torch import Tensor
 import fastsketch
 from fastsketch.bench.baselines import cut
 from fastsketch.bench.case import Bar, Case, Recipe, against_eager, random
+from fastsketch.bench.convolution import CASES as CPU_CASES
 from fastsketch.bench.layers import BORDERS, DIM, LAYERS, SAMPLES, Features, layer_shapes, mlps, projection, sinks
 from fastsketch.bench.selection import CASES as SELECTION_CASES
 from fastsketch.nn.losses import MultiLayerPatchNCE
 from fastsketch.nn.sampler import PatchSample
 
-__all__ = ["BORDERS", "CASES", "LAYERS"]
+__all__ = ["BORDERS", "CASES", "CPU_CASES", "LAYERS"]
 
 
 def as_positions(ids: Sequence[Tensor], batch: int) -> list[Tensor]:
@@ -158,5 +159,6 @@ CASES: dict[str, Recipe] = {
     "tap B=1": Recipe(tap, {"batch": 1}, {"side": 64}),
     "tap B=4": Recipe(tap, {"batch": 4}, {"batch": 1, "side": 64}),
     **SELECTION_CASES,
+    **CPU_CASES,
 }
 """What `fastsketch bench` measures, by name."""

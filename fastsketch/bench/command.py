@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from fastsketch.bench import machine, plot, profile, record, scaling, step
-from fastsketch.bench.cases import CASES
+from fastsketch.bench.cases import CASES, CPU_CASES
 from fastsketch.bench.operators import Effort, Times, measure_case, measure_cases
 from fastsketch.bench.record import Row
 from fastsketch.errors import FastsketchError
@@ -57,7 +57,8 @@ def _names() -> str:
 
 
 def _operators(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list[str]]:
-    chosen = {name: recipe for name, recipe in CASES.items() if options.only in name}
+    there = {name: recipe for name, recipe in CASES.items() if options.device == "cpu" or name not in CPU_CASES}
+    chosen = {name: recipe for name, recipe in there.items() if options.only in name}
     if not chosen:
         raise FastsketchError(f"no case's name contains {options.only!r}; there are:\n{_names()}")
     effort = Effort(options.rounds or 30, options.seconds, options.compiled, options.memory, options.device)

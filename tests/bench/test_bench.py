@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from fastsketch.bench import command, memory, operators, plot, record, scaling, step
 from fastsketch.bench.case import OURS, Case, Contender, Recipe, random, size_of
 from fastsketch.bench.cases import CASES
+from fastsketch.bench.threads import start_bound
 from fastsketch.bench.timing import copies_needed, measure, percentile
 from fastsketch.cli import main
 from fastsketch.errors import FastsketchError
@@ -167,3 +170,24 @@ def test_the_command_names_what_is_wrong(capsys, tmp_path):
         assert end.value.code == 1 and says in capsys.readouterr().err
     with pytest.raises(FastsketchError, match="no rows to draw"):
         plot.plot_all([], tmp_path)
+
+
+def test_threads_are_bound_by_starting_again(monkeypatch):
+    started = []
+    monkeypatch.delenv("OMP_PROC_BIND", raising=False)
+    monkeypatch.setattr("os.execv", lambda path, words: started.append((path, words)))
+    monkeypatch.setattr(sys, "argv", ["fastsketch", "bench", "--only", "tap"])
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "fastsketch", "bench", "--only", "tap"])
+    start_bound(["bench"], ["--only", "nce"])  # this process is another command
+    monkeypatch.setenv("OMP_PROC_BIND", "false")
+    start_bound(["bench"], ["--only", "tap"])  # the user's choice stands
+    assert not started
+    monkeypatch.delenv("OMP_PROC_BIND")
+    start_bound(["bench"], ["--only", "tap"])
+    assert started == [(sys.executable, [sys.executable, "-m", "fastsketch", "bench", "--only", "tap"])]
+    assert os.environ["OMP_PROC_BIND"] == "true"
+    started.clear()
+    monkeypatch.delenv("OMP_PROC_BIND")
+    monkeypatch.setattr(sys, "argv", ["fastsketch", "bench", "--device", "cuda"])
+    start_bound(["bench"], ["--device", "cuda"])
+    assert not started
