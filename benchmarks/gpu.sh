@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one go and under ten minutes: benchmarks/gpu.sh OUT
-# Builds the extensions, runs the GPU tests, the benchmarks and a short training run, and leaves logs, tables and csv in
-# OUT. A step that fails or hangs does not stop the next; the exit status says whether all went well. Without a GPU it is
+# Builds the extensions, runs the GPU tests, the benchmarks, whole training steps and a short training run. OUT gets tables,
+# csv and summary.txt, and in details.tar.gz the logs and the run's folder without its weights. A step that fails or hangs does not stop the next; the exit status says whether all went well. Without a GPU it is
 # a dry run, small and on the CPU. From the environment:
 #   PYTHON             the interpreter, one with torch (python3)
 #   FASTSKETCH_WHEELS  a folder of wheels to install first, without a network (.carry/wheels, where that is)
@@ -88,22 +88,26 @@ else
 write_faces(Path(sys.argv[1]), train=4, test=1, height=64, width=64)' "$DATA"
 fi
 
-# The operators' bars. Whole training steps against CUT's have a place here once benchmarks/step.py is there:
-#   step step SECONDS "$PYTHON" -m benchmarks.step --device cuda ...
-TRAINING=60
-step benchmarks $((BUDGET - SECONDS - TRAINING - 2 * GRACE)) \
+# Whole training steps against CUT's, then the operators' bars with what is left before the training run.
+STEPS=90 TRAINING=60
+if [ "$GPU" = 1 ]; then STEP=(--device cuda --sizes 256 --batches 1 8 --rounds 10); else STEP=(--sizes 32 --rounds 1 --no-memory); fi
+# With the GPU kernels, whether or not they count as proven yet.
+PROVEN="import sys; from fastsketch import _backend; from fastsketch.cli import main
+_backend.UNPROVEN.clear(); sys.exit(main())"
+step steps $STEPS "$PYTHON" -c "$PROVEN" bench step "${STEP[@]}" --save "$OUT"
+step benchmarks $((BUDGET - SECONDS - TRAINING - 3 * GRACE)) \
     "$PYTHON" -m benchmarks.gpu --out "$OUT" "${QUICK[@]}" --rounds $ROUNDS
 
 if [ -n "$WEIGHTS" ]; then PERCEPTUAL=(--weights-dir "$WEIGHTS"); else PERCEPTUAL=(--perceptual-weights random); fi
-# With the GPU kernels, whether or not they count as proven yet. Interrupted after a while, which training answers by
-# saving and 130: as good as the end of the epoch here.
-TRAIN="import sys; from fastsketch import _backend; from fastsketch.cli import main
-_backend.UNPROVEN.clear(); sys.exit(main())"
+# Interrupted after a while, which training answers by saving and 130: as good as the end of the epoch here.
 step train $TRAINING bash -c 'timeout --signal=INT --preserve-status --kill-after=5 "$@"; code=$?; [ $code -eq 130 ] || exit $code' - \
-    $((TRAINING - 15)) "$PYTHON" -c "$TRAIN" train --preset fsscl \
+    $((TRAINING - 15)) "$PYTHON" -c "$PROVEN" train --preset fsscl \
     --data "${DATA:-builtin}" --out "$OUT/run" --epochs 1 --decay-epochs 0 "${PERCEPTUAL[@]}" "${SIZE[@]}"
 
 CODE=$([ -s "$STATUS" ] && echo 1 || echo 0)
 rm -f "$STATUS"
 say "exit $CODE after $SECONDS s"
+# Few files to carry away: all but tables in one, weights in none.
+(cd "$OUT" && DETAILS=(*.log) && { [ ! -d run ] || DETAILS+=(run); } &&
+    tar -czf details.tar.gz --exclude='*.safetensors' --exclude='*.pt' "${DETAILS[@]}" && rm -rf "${DETAILS[@]}" faces)
 exit "$CODE"

@@ -1,5 +1,6 @@
 """`fastsketch bench`: measure the user's choice, print tables with ratios, keep csv, draw."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ class Bench:
     """Sides of the training step's pictures, in pixels."""
     presets: tuple[Literal["cut", "fsscl"], ...] = ("cut", "fsscl")
     """Of the training step: cut, or the full method with attention, mask, pixel and perceptual loss."""
+    batches: tuple[int, ...] = (1,)
+    """Of the training step: pictures a step."""
     rounds: int | None = None
     """Calls of each contender at least; default 30 (operators, 10 for scaling, 5 for a step)."""
     seconds: float = 5.0
@@ -78,18 +81,17 @@ def _step(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list
     effort = Effort(options.rounds or 5, 0, False, options.memory, options.device, warm_up=1)
     rows: list[Row] = []
     raw: Times = {}
-    for side in options.sizes:
-        for preset in options.presets:
-            recipe, name = step.recipe(side, preset), step.case_name(side, preset)
-            new, times, _ = measure_case(name, recipe, about, effort)
-            print("", record.table(new), sep="\n")
-            for row in new:
-                print(f"  {row.implementation:22}{1e3 / row.p50_ms:.3g} images/s")
-            case = recipe.case(options.device)
-            spent = {contender: profile.breakdown(case, contender, options.device) for contender in case.contenders}
-            print(profile.table(spent), flush=True)
-            rows += new
-            raw |= times
+    for side, preset, batch in itertools.product(options.sizes, options.presets, options.batches):
+        recipe, name = step.recipe(side, preset, options.device, batch), step.case_name(side, preset, batch)
+        new, times, _ = measure_case(name, recipe, about, effort)
+        print("", record.table(new), sep="\n")
+        for row in new:
+            print(f"  {row.implementation:22}{batch * 1e3 / row.p50_ms:.3g} images/s")
+        case = recipe.case(options.device)
+        spent = {contender: profile.breakdown(case, contender, options.device) for contender in case.contenders}
+        print(profile.table(spent), flush=True)
+        rows += new
+        raw |= times
     return rows, raw, []
 
 
