@@ -13,8 +13,7 @@ constexpr int64_t GRADIENT_ROWS = 132;        // filters at a time and thread, f
 // A panel of kernels: to [TAPS, depth, panel]; that of element (d, n) is the one at d · depth_step + n · panel_step. Zeros
 // fill the panel behind `count`.
 template <typename T>
-void pack_taps(
-    const T* kernel, int64_t depth, int64_t depth_step, int64_t count, int64_t panel_step, T* to) {
+void pack_taps(const T* kernel, int64_t depth, int64_t depth_step, int64_t count, int64_t panel_step, T* to) {
   constexpr int64_t width = panel_width<T>();
   if (count < width) std::fill_n(to, TAPS * depth * width, T(0));
   for (int64_t d = 0; d < depth; ++d)
@@ -33,8 +32,8 @@ inline void weighted_sum(const T* const* from, const T* weight, int64_t count, T
   }
 }
 
-// Their transform at one point, to a panel [depth, panel]. Made from the taps each time, at most nine terms: it costs less
-// than to write all points' and read them again.
+// The transform of a panel of taps at one point, [depth, panel]. Made from the taps each time, at most nine terms: it costs
+// less than to write all points' and read them again.
 template <typename T>
 void transform_kernels(const T* taps, int64_t depth, int point, T* panel) {
   constexpr T matrix[REACH][3] = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fastsketch.errors import FastsketchError
+from fastsketch.nn.winograd import is_available
 from fastsketch.training.config import Switch, TrainConfig
 
 
@@ -57,7 +58,11 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
         )
     if config.winograd == "on" and (on_gpu or half):
         raise FastsketchError("winograd is for float32 on a CPU; cuDNN chooses by itself, and bfloat16 is faster still")
-    winograd = _resolve(config.winograd, not on_gpu and not half)
+    if config.winograd == "on" and not is_available():
+        raise FastsketchError(
+            "winograd is on, but the C++ kernels are not there or not in use: fastsketch info says why"
+        )
+    winograd = _resolve(config.winograd, not on_gpu and not half and is_available())
     if config.channels_last == "on" and winograd:
         raise FastsketchError("channels_last and winograd exclude each other: add --winograd off")
     if half and not fast_half and device.type == "cpu":

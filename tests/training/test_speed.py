@@ -31,6 +31,7 @@ def weights(run: Trainer) -> list[torch.Tensor]:
 @pytest.mark.parametrize("instructions", [False, True])
 def test_auto_on_a_processor(tiny, monkeypatch, instructions):
     monkeypatch.setattr(module, "has_fast_bfloat16", lambda device: instructions)
+    monkeypatch.setattr(module, "is_available", lambda: True)
     got = choose_speed(tiny(), CPU)
     half = torch.bfloat16 if instructions else torch.float32
     assert got == Speed(half, instructions, True, False, False, False, not instructions)
@@ -42,6 +43,13 @@ def test_auto_on_a_gpu_leaves_out_what_nobody_has_seen_run(tiny, monkeypatch):
     assert choose_speed(tiny(), CUDA) == Speed(torch.bfloat16, True, True, False, False, True, False)
     asked = tiny(compile="on", cuda_graph="on", data_on_device="off", precision="float32", channels_last="off")
     assert choose_speed(asked, CUDA) == Speed(torch.float32, False, True, True, True, False, False)
+
+
+def test_winograd_needs_its_kernels(tiny):
+    with _backend.use_backend("reference"):
+        assert not choose_speed(tiny(precision="float32"), CPU).winograd
+        with pytest.raises(FastsketchError, match="winograd is on, but the C"):
+            choose_speed(tiny(precision="float32", winograd="on"), CPU)
 
 
 def test_processor_is_asked_for_its_instructions(monkeypatch):
