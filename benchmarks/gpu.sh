@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one go and under ten minutes: benchmarks/gpu.sh OUT
 # Builds the extensions, runs the GPU tests, the benchmarks, whole training steps and a short training run. OUT gets tables,
-# csv and summary.txt, and in details.tar.gz the logs and the run's folder without its weights. A step that fails or hangs does not stop the next; the exit status says whether all went well. Without a GPU it is
-# a dry run, small and on the CPU. From the environment:
+# csv and summary.txt, and in details.tar.gz the logs and the run's folder without its weights. A step that fails or
+# hangs does not stop the next; the exit status says whether all went well. Without a GPU it is a dry run, small and on the
+# CPU. OUT should be a folder of its own: its logs and its `run` end in the archive. From the environment:
 #   PYTHON             the interpreter, one with torch (python3)
 #   FASTSKETCH_WHEELS  a folder of wheels to install first, without a network (.carry/wheels, where that is)
 #   FASTSKETCH_SITE    where they are installed (a new temporary folder)
@@ -90,7 +91,11 @@ fi
 
 # Whole training steps against CUT's, then the operators' bars with what is left before the training run.
 STEPS=90 TRAINING=60
-if [ "$GPU" = 1 ]; then STEP=(--device cuda --sizes 256 --batches 1 8 --rounds 10); else STEP=(--sizes 32 --rounds 1 --no-memory); fi
+if [ "$GPU" = 1 ]; then
+    STEP=(--device cuda --sizes 256 --batches 1 8 --rounds 10)
+else
+    STEP=(--sizes 32 --rounds 1 --no-memory)
+fi
 # With the GPU kernels, whether or not they count as proven yet.
 PROVEN="import sys; from fastsketch import _backend; from fastsketch.cli import main
 _backend.UNPROVEN.clear(); sys.exit(main())"
@@ -109,5 +114,6 @@ rm -f "$STATUS"
 say "exit $CODE after $SECONDS s"
 # Few files to carry away: all but tables in one, weights in none.
 (cd "$OUT" && DETAILS=(*.log) && { [ ! -d run ] || DETAILS+=(run); } &&
-    tar -czf details.tar.gz --exclude='*.safetensors' --exclude='*.pt' "${DETAILS[@]}" && rm -rf "${DETAILS[@]}" faces)
+    tar -czf details.tar.gz --exclude='*.safetensors' --exclude='*.pt' "${DETAILS[@]}" && rm -rf "${DETAILS[@]}")
+[ "$GPU" = 1 ] || rm -rf "$OUT/faces" # the dry run's own
 exit "$CODE"

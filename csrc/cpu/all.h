@@ -25,13 +25,17 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 
 extern const Kernels kernels;
 const Kernels kernels = {
-    FASTSKETCH_NAME(LEVEL),     patch_nce_forward<float>,   patch_nce_forward<double>,
-    patch_nce_backward<float>,  patch_nce_backward<double>, attention_forward<float>,
-    attention_forward<double>,  attention_backward<float>,  attention_backward<double>,
-    project_forward<float>,     project_forward<double>,    project_backward<float>,
-    project_backward<double>,   conv3x3<float>,             conv3x3<double>,
-    conv3x3_input_gradient<float>, conv3x3_input_gradient<double>, conv3x3_kernel_gradient<float>,
-    conv3x3_kernel_gradient<double>, gather, scatter,
+    FASTSKETCH_NAME(LEVEL),
+    patch_nce_forward<float>, patch_nce_forward<double>,
+    patch_nce_backward<float>, patch_nce_backward<double>,
+    attention_forward<float>, attention_forward<double>,
+    attention_backward<float>, attention_backward<double>,
+    project_forward<float>, project_forward<double>,
+    project_backward<float>, project_backward<double>,
+    conv3x3<float>, conv3x3<double>,
+    conv3x3_input_gradient<float>, conv3x3_input_gradient<double>,
+    conv3x3_kernel_gradient<float>, conv3x3_kernel_gradient<double>,
+    gather, scatter,
 };
 
 }  // namespace fastsketch::LEVEL

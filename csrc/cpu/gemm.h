@@ -176,17 +176,23 @@ void pack_columns(const T* from, int64_t depth, int64_t columns, int64_t stride,
   }
 }
 
-// Rows [first, last) of C [columns of A, columns] = (add ? C : 0) + Aᵀ · B; rows of A [depth, ...] are `a_row` apart.
+// Both sides of a product Aᵀ · B packed, a block of the depth at a time; for products of so many rows and columns at most.
+template <typename T>
+struct PackedSides {
+  PackedSides(int64_t rows, int64_t columns)
+      : left(DEPTH_BLOCK * round_up(rows, ROW_BLOCK)), right(DEPTH_BLOCK * round_up(columns, panel_width<T>())) {}
+  Scratch<T> left, right;
+};
+
+// C [rows, columns] = (add ? C : 0) + Aᵀ · B, of `rows` columns of A; rows of A [depth, ...] are `a_row` apart.
 template <typename T>
 void multiply_columns(
-    const T* a, int64_t a_row, const T* b, int64_t b_row, int64_t depth, int64_t first, int64_t last, int64_t columns,
-    T* c, int64_t c_row, bool add) {
-  const int64_t rows = last - first;
-  Scratch<T> left(DEPTH_BLOCK * round_up(rows, ROW_BLOCK)), right(DEPTH_BLOCK * round_up(columns, panel_width<T>()));
+    const T* a, int64_t a_row, const T* b, int64_t b_row, int64_t depth, int64_t rows, int64_t columns, T* c,
+    int64_t c_row, bool add, const PackedSides<T>& packed) {
   for (int64_t k = 0; k < depth; k += DEPTH_BLOCK) {
     const int64_t count = std::min(DEPTH_BLOCK, depth - k);
-    pack_columns<T>(a + k * a_row + first, count, rows, a_row, left);
-    pack<T>(b + k * b_row, count, columns, b_row, right);
-    multiply_packed<T>(left, rows, right, count, columns, c + first * c_row, c_row, add || k > 0);
+    pack_columns<T>(a + k * a_row, count, rows, a_row, packed.left);
+    pack<T>(b + k * b_row, count, columns, b_row, packed.right);
+    multiply_packed<T>(packed.left, rows, packed.right, count, columns, c, c_row, add || k > 0);
   }
 }

@@ -86,7 +86,8 @@ void weight_gradient(const WeightGradient<T>& g, int64_t depth, int64_t first, i
   const int64_t rows = last - first;
   if (depth == 0) std::fill_n(g.weight + first * g.right_width, rows * g.right_width, T(0));
   multiply_columns<T>(
-      g.left, g.left_width, g.right, g.right_width, depth, first, last, g.right_width, g.weight, g.right_width, false);
+      g.left + first, g.left_width, g.right, g.right_width, depth, rows, g.right_width,
+      g.weight + first * g.right_width, g.right_width, false, PackedSides<T>(rows, g.right_width));
   std::fill_n(g.bias + first, rows, T(0));
   for (int64_t k = 0; k < depth; ++k) add_bias(g.bias + first, g.left + k * g.left_width + first, rows);
 }

@@ -248,14 +248,15 @@ void conv3x3_kernel_gradient(const Conv3x3Shape& s, const T* input, const T* gra
     });
     for_each_turn((s.filters + together - 1) / together, [&](const auto& turn) {
       Scratch<T> own(at_once ? POINTS * sum_stride : 0);
+      const PackedSides<T> packed(together, channels);
       for (int64_t item = turn(); item * together < s.filters; item = turn()) {
         const int64_t filter = item * together, now = std::min(together, s.filters - filter);
         T* sums = at_once ? static_cast<T*>(own) : kept + item * POINTS * sum_stride;
-        for (int64_t n = 0; n < POINTS; ++n) {
+        for (int64_t n = 0; n < POINTS; ++n)
           multiply_columns<T>(
-              grads + n * point_stride<T>(tiles, filters) + filter, filters, points + n * point_stride<T>(tiles, channels),
-              channels, tiles, 0, now, channels, sums + n * sum_stride, channels, first > 0);
-        }
+              grads + n * point_stride<T>(tiles, filters) + filter, filters,
+              points + n * point_stride<T>(tiles, channels), channels, tiles, now, channels, sums + n * sum_stride,
+              channels, first > 0, packed);
         if (first + rows < grid.rows) continue;
         for (int64_t f = 0; f < now; ++f)
           kernel_gradient_of<T>(

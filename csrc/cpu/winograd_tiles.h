@@ -3,6 +3,8 @@
 // for each instruction set.
 
 constexpr int TILE = 4, REACH = 6, POINTS = REACH * REACH, TAPS = 9;
+
+// Down one column: the transform of an input's tile, and of what the products leave of an output's.
 template <typename V>
 inline void input_transform(const V* d, int64_t step, V* t) {
   const V a = d[0], b = d[step], c = d[2 * step], e = d[3 * step], f = d[4 * step], g = d[5 * step];

@@ -17,7 +17,8 @@ def start_bound(command: Sequence[str], arguments: Sequence[str]) -> None:
         command: words of the command line before its arguments.
         arguments: of the command.
     """
-    if sys.argv[1:] != [*command, *arguments] or BIND in os.environ or "cuda" in arguments or os.name != "posix":
+    on_gpu = any("cuda" in word for word in arguments)
+    if sys.argv[1:] != [*command, *arguments] or BIND in os.environ or on_gpu or os.name != "posix":
         return
     os.environ[BIND] = "true"
     sys.stdout.flush()

@@ -188,6 +188,7 @@ def test_threads_are_bound_by_starting_again(monkeypatch):
     assert os.environ["OMP_PROC_BIND"] == "true"
     started.clear()
     monkeypatch.delenv("OMP_PROC_BIND")
-    monkeypatch.setattr(sys, "argv", ["fastsketch", "bench", "--device", "cuda"])
-    start_bound(["bench"], ["--device", "cuda"])
+    for words in (["--device", "cuda"], ["--device=cuda"]):
+        monkeypatch.setattr(sys, "argv", ["fastsketch", "bench", *words])
+        start_bound(["bench"], words)
     assert not started
