@@ -12,7 +12,7 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
       "patch_nce_backward(Tensor grad_loss, Tensor query, Tensor key, Tensor? region, Tensor lse, Tensor query_scale, "
       "Tensor key_scale, float temperature, int negatives, bool normalize, bool need_query, bool need_key) "
       "-> (Tensor, Tensor)");
-  m.def("gather_layers(Tensor[] features, Tensor[] index, Tensor(a!)[] patches) -> ()");
+  m.def("gather_layers(Tensor[] features, Tensor[] index) -> Tensor[]");
   m.def("scatter_patches(Tensor(a!) features, Tensor patches, Tensor index) -> ()");
   m.def("project_patches_forward(Tensor[] patches, Tensor[] parameters, bool keep_hidden) -> (Tensor, Tensor)");
   m.def(

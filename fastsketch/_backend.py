@@ -78,7 +78,11 @@ def select(kernel: str, device_type: str) -> str:
     Raises:
         RuntimeError: the implementation asked for by name cannot run it.
     """
-    forced = forced_backend()
+    return _choose(kernel, device_type, forced_backend())
+
+
+@cache
+def _choose(kernel: str, device_type: str, forced: str | None) -> str:
     if forced is not None:
         reason = _why_not(forced, kernel)
         if forced not in (*PREFERENCE.get(device_type, ()), "reference"):
@@ -92,10 +96,32 @@ def select(kernel: str, device_type: str) -> str:
     return "reference"
 
 
+def forget() -> None:
+    """Look for implementations again: what was loaded and chosen is kept otherwise."""
+    _load.cache_clear()
+    _choose.cache_clear()
+
+
 def kernel(name: str, device: torch.device):
     """The function that computes kernel `name` on `device`."""
     module, _ = _load(select(name, device.type))
     return getattr(module, name)
+
+
+def run_checked(name: str, device: torch.device, check: Callable[[], None], *args):
+    """Run kernel `name` on arguments whose values `check` accepts; it raises for others.
+
+    An implementation that looks at values itself (`CHECKS_VALUES`) comes first, and `check` only says what was wrong.
+    """
+    module, _ = _load(select(name, device.type))
+    if not getattr(module, "CHECKS_VALUES", False):
+        check()
+        return getattr(module, name)(*args)
+    try:
+        return getattr(module, name)(*args)
+    except RuntimeError:
+        check()
+        raise
 
 
 def optional_kernel(name: str, beside: str, device: torch.device) -> Callable | None:

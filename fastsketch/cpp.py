@@ -14,6 +14,9 @@ from fastsketch.reference.gather import empty_features
 from fastsketch.reference.patch_nce import accumulation_dtype
 
 _FOLDER = Path(__file__).parent
+CHECKS_VALUES = True
+"""Positions, densities, uniform numbers and regions out of range are a RuntimeError here."""
+
 _NEGATIVES = ("image", "same_region", "other_regions")  # in the order of csrc/cpu/kernels.h
 
 
@@ -133,11 +136,7 @@ def gather_layers(
     index: Sequence[Tensor],  # L times [B, S] int64
 ) -> list[Tensor]:  # L times [B, S, C_l]
     """See `fastsketch.reference.gather`."""
-    patches = [
-        layer.new_empty(i.shape[0], i.shape[1], layer.shape[1]) for layer, i in zip(features, index, strict=True)
-    ]
-    _ops.gather_layers(features, index, patches)
-    return patches
+    return _ops.gather_layers(features, index)
 
 
 def gather_patches_backward(

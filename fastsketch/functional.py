@@ -231,6 +231,14 @@ def project_patches(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -> 
         TypeError: a wrong type, or several dtypes.
         ValueError: a wrong shape, number or device.
     """
+
+    def check() -> None:
+        _check_projection(patches, parameters)
+
+    return _projection.project_patches(patches, parameters, check)
+
+
+def _check_projection(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
     if not patches or len(parameters) != 4 * len(patches):
         raise ValueError(
             f"parameters must hold four tensors for each of the patches (at least one), got {len(parameters)} for "
@@ -246,7 +254,6 @@ def project_patches(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -> 
             name = f"parameters[{4 * layer + part}]"
             _check_tensor(name, parameters[4 * layer + part], (x.dtype,))
             _check_like(name, parameters[4 * layer + part], shape, x)
-    return _projection.project_patches(patches, parameters)
 
 
 def place_positions(

@@ -1,4 +1,6 @@
-// gather_patches and tap_patches on CPU tensors: both ways between features and patches write into what they are given.
+// gather_patches and tap_patches on CPU tensors.
+#include <torch/csrc/stable/ops.h>
+
 #include "../check.h"
 #include "ops.h"
 
@@ -47,17 +49,22 @@ Patches patches_of(const Features& f, const Tensor& features, const Tensor& patc
 
 }  // namespace
 
-void gather_layers_cpu(std::vector<Tensor> features, std::vector<Tensor> index, std::vector<Tensor> patches) {
+std::vector<Tensor> gather_layers_cpu(std::vector<Tensor> features, std::vector<Tensor> index) {
   STD_TORCH_CHECK(
-      features.size() == index.size() && features.size() == patches.size(),
-      "features, index and patches must be as many, got ", features.size(), ", ", index.size(), " and ", patches.size());
+      features.size() == index.size(), "features and index must be as many, got ", features.size(), " and ",
+      index.size());
   std::vector<Features> from;
   std::vector<Patches> to;
+  std::vector<Tensor> patches;
   for (size_t n = 0; n < features.size(); ++n) {
     from.push_back(features_of(features[n]));
-    to.push_back(patches_of(from.back(), features[n], patches[n], index[n]));
+    STD_TORCH_CHECK(index[n].dim() == 2, "index must have 2 dimensions, got ", index[n].dim());
+    const std::vector<int64_t> shape{from[n].images, index[n].size(1), from[n].channels};
+    patches.push_back(torch::stable::new_empty(features[n], shape));
+    to.push_back(patches_of(from[n], features[n], patches[n], index[n]));
   }
   if (!from.empty()) kernels().gather(from.data(), to.data(), int64_t(from.size()));
+  return patches;
 }
 
 void scatter_patches_cpu(Tensor features, Tensor patches, Tensor index) {

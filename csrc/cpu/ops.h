@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> patch_nce_forward_cpu(
 std::tuple<Tensor, Tensor> patch_nce_backward_cpu(
     Tensor grad_loss, Tensor query, Tensor key, std::optional<Tensor> region, Tensor lse, Tensor query_scale,
     Tensor key_scale, double temperature, int64_t negatives, bool normalize, bool need_query, bool need_key);
-void gather_layers_cpu(std::vector<Tensor> features, std::vector<Tensor> index, std::vector<Tensor> patches);
+std::vector<Tensor> gather_layers_cpu(std::vector<Tensor> features, std::vector<Tensor> index);
 void scatter_patches_cpu(Tensor features, Tensor patches, Tensor index);
 std::tuple<Tensor, Tensor> project_patches_forward_cpu(
     std::vector<Tensor> patches, std::vector<Tensor> parameters, bool keep_hidden);

@@ -104,6 +104,7 @@ class Image {
   Image(const Sampling& s, int64_t image)
       : s_(s), region_(s.region ? s.region + image * s.positions : nullptr), image_(image), weight_(s.positions) {
     s.density_double ? set_weights<double>() : set_weights<float>();
+    s.uniform_double ? check_uniform<double>() : check_uniform<float>();
     measure();
     set_quotas(regions_, s.samples);
     for (Region& region : regions_) {
@@ -158,13 +159,26 @@ class Image {
   void set_weights() {
     const Density* density = static_cast<const Density*>(s_.density) + image_ * s_.positions;
     double total = 0;
-    for (int64_t j = 0; j < s_.positions; ++j) total += double(density[j]);
+    bool right = true;
+    for (int64_t j = 0; j < s_.positions; ++j) {
+      right &= density[j] >= 0 && density[j] < std::numeric_limits<Density>::infinity();
+      total += double(density[j]);
+    }
+    if (!right) throw std::out_of_range("density must be finite and non-negative");
     const double mean = total / double(s_.positions);
     for (int64_t j = 0; j < s_.positions; ++j) {
       const double d = mean > 0 ? double(density[j]) / mean : 0;
       const double boosted = d > s_.threshold ? d * s_.boost : d;
       weight_[j] = boosted > LEAST_WEIGHT ? boosted : LEAST_WEIGHT;
     }
+  }
+
+  template <typename Uniform>
+  void check_uniform() const {
+    const Uniform* uniform = static_cast<const Uniform*>(s_.uniform) + image_ * s_.positions;
+    bool right = true;
+    for (int64_t j = 0; j < s_.positions; ++j) right &= uniform[j] >= 0 && uniform[j] <= 1;
+    if (!right) throw std::out_of_range("uniform must lie in [0, 1]");
   }
 
   void measure() {

@@ -12,13 +12,16 @@ from fastsketch.nn.init import init_weights
 
 def plain_parameters(mlp: nn.Module) -> tuple[Tensor, ...]:
     """Weights and biases of a Linear, ReLU, Linear; empty if it is anything else, or hooks want to see it run."""
-    if type(mlp) is not nn.Sequential or [type(part) for part in mlp] != [nn.Linear, nn.ReLU, nn.Linear]:
+    parts = tuple(mlp._modules.values())
+    if type(mlp) is not nn.Sequential or tuple(type(part) for part in parts) != (nn.Linear, nn.ReLU, nn.Linear):
         return ()
-    if _module._has_any_global_hook() or any(part._forward_hooks or part._forward_pre_hooks for part in (mlp, *mlp)):
+    if _module._has_any_global_hook():
         return ()
-    if any(part._backward_hooks or part._backward_pre_hooks for part in (mlp, *mlp)):
-        return ()
-    parameters = (mlp[0].weight, mlp[0].bias, mlp[2].weight, mlp[2].bias)
+    for part in (mlp, *parts):
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            return ()
+    first, second = parts[0]._parameters, parts[2]._parameters
+    parameters = (first["weight"], first["bias"], second["weight"], second["bias"])
     return () if any(x is None for x in parameters) else parameters
 
 
@@ -78,10 +81,15 @@ class PatchProjection(nn.Module):
             self.to(patches[0].device)
         if len(patches) != self.num_layers:
             raise ValueError(f"patches must hold {self.num_layers} tensors, one a layer, got {len(patches)}")
-        with torch.autocast(patches[0].device.type, enabled=False):
-            mlps = [getattr(self, f"mlp_{layer}") for layer in range(self.num_layers)]
-            patches = [x.to(mlp[0].weight.dtype) for mlp, x in zip(mlps, patches, strict=True)]
-            parameters = [plain_parameters(mlp) for mlp in mlps]
-            if all(parameters):
-                return project_patches(patches, [x for layer in parameters for x in layer])
-            return torch.stack([mlp(x) for mlp, x in zip(mlps, patches, strict=True)])
+        if torch.is_autocast_enabled(patches[0].device.type):
+            with torch.autocast(patches[0].device.type, enabled=False):
+                return self._project(patches)
+        return self._project(patches)
+
+    def _project(self, patches: Sequence[Tensor]) -> Tensor:
+        mlps = [self._modules[f"mlp_{layer}"] for layer in range(self.num_layers)]
+        patches = [x.to(mlp[0].weight.dtype) for mlp, x in zip(mlps, patches, strict=True)]
+        parameters = [plain_parameters(mlp) for mlp in mlps]
+        if all(parameters):
+            return project_patches(patches, [x for layer in parameters for x in layer])
+        return torch.stack([mlp(x) for mlp, x in zip(mlps, patches, strict=True)])

@@ -57,10 +57,13 @@ def _unheld() -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
-def _is_dense(grad: Tensor) -> bool:
-    """Whether the tensor fills its storage, each value in a place of its own."""
-    if grad.untyped_storage().nbytes() != grad.numel() * grad.element_size():
+def _is_private(grad: Tensor) -> bool:
+    """Whether torch's own memory, shared with no process, holds the values of `grad`, each in a place of its own."""
+    storage = grad.untyped_storage()
+    if not storage.resizable() or storage.is_shared() or storage.nbytes() != grad.numel() * grad.element_size():
         return False
+    if grad.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted(zip(grad.stride(), grad.shape, strict=True)):
         if size != 1:
@@ -88,6 +91,4 @@ def is_exclusive(grad: Tensor, found: list[tuple[int, ...]] | None = None) -> bo
     if found is not None:
         found.append(_holders(grad))
         return False
-    if not grad.untyped_storage().resizable() or grad.is_shared() or not _is_dense(grad):
-        return False
-    return _holders(grad) in _unheld()
+    return _is_private(grad) and _holders(grad) in _unheld()

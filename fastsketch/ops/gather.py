@@ -19,11 +19,17 @@ def _check_positions(index: Tensor, size: int) -> None:
             raise ValueError(f"index must lie in [0, {size}), the features' positions; got {low} to {high}")
 
 
+def _gather_patches(features: Tensor, index: Tensor) -> Tensor:
+    def check() -> None:
+        _check_positions(index, features.shape[2:].numel())
+
+    return _backend.run_checked("gather_patches_forward", features.device, check, features, index)
+
+
 @torch.library.custom_op("fastsketch::gather_patches_forward", mutates_args=())
 def gather_patches_forward(features: Tensor, index: Tensor) -> Tensor:
     """Dispatch; see `fastsketch.reference.gather`."""
-    _check_positions(index, features.shape[2:].numel())
-    return _backend.kernel("gather_patches_forward", features.device)(features, index)
+    return _gather_patches(features, index)
 
 
 @gather_patches_forward.register_fake
@@ -33,9 +39,12 @@ def _(features, index):
 
 def _gather_layers(features: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor]:
     """Dispatch; see `fastsketch.reference.gather`."""
-    for layer, i in zip(features, index, strict=True):
-        _check_positions(i, layer.shape[2:].numel())
-    return _backend.kernel("gather_layers", features[0].device)(features, index)
+
+    def check() -> None:
+        for layer, i in zip(features, index, strict=True):
+            _check_positions(i, layer.shape[2:].numel())
+
+    return _backend.run_checked("gather_layers", features[0].device, check, features, index)
 
 
 gather_layers = torch.library.custom_op("fastsketch::gather_layers", _gather_layers, mutates_args=())
@@ -73,13 +82,15 @@ def _(grad_features, grad_patches, index):
 
 def is_channels_last(features: Tensor) -> bool:
     """Whether a dense gradient of these features is laid out channels last."""
+    if features.is_contiguous():
+        return False
     if features.dim() == 4:
         layout = torch.channels_last
     elif features.dim() == 5:
         layout = torch.channels_last_3d
     else:
         return False
-    return features.is_contiguous(memory_format=layout) and not features.is_contiguous()
+    return features.is_contiguous(memory_format=layout)
 
 
 def _setup_context(ctx, inputs, output):
@@ -118,10 +129,7 @@ tap_patches_backward.register_autograd(_tap_double_backward, setup_context=_tap_
 
 def _gather(features: Tensor, index: Tensor) -> Tensor:
     """The patches; what autograd has to know is above this call."""
-    if not nothing_looks_on(features, index):
-        return gather_patches_forward(features, index)
-    _check_positions(index, features.shape[2:].numel())
-    return _backend.kernel("gather_patches_forward", features.device)(features, index)
+    return (_gather_patches if nothing_looks_on(features, index) else gather_patches_forward)(features, index)
 
 
 def gather_without_gradient(features: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor]:
@@ -174,8 +182,7 @@ class _EagerTap(Function):
     @staticmethod
     def forward(ctx, features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """As above, both parts in one."""
-        output = TapPatches.forward(features, index)
-        TapPatches.setup_context(ctx, (features, index), output)
-        return output
+        TapPatches.setup_context(ctx, (features, index), None)
+        return features.view_as(features), _gather_patches(features, index)
 
     backward = TapPatches.backward

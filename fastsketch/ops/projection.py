@@ -3,7 +3,7 @@
 No `torch.library` operator: what a compiler or a transform looks at is the plain formula, which they know how to treat.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -49,14 +49,21 @@ class ProjectPatches(Function):
         return None, None, *(grad if wanted else None for grad, wanted in zip(grads, needed, strict=True))
 
 
-def project_patches(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """`fastsketch.reference.projection.project_patches`, by a kernel where one fits."""
+def project_patches(patches: Sequence[Tensor], parameters: Sequence[Tensor], check: Callable[[], None]) -> Tensor:
+    """`fastsketch.reference.projection.project_patches`, by a kernel where one fits.
+
+    `check` raises for arguments that are wrong; a kernel looks at them itself and leaves it to `check` to say so.
+    """
     kernel = None
-    if nothing_looks_on(*patches, *parameters):
+    if patches and nothing_looks_on(*patches, *parameters) and patches[0].dtype in (torch.float32, torch.float64):
         kernel = _backend.optional_kernel(KERNEL, "gather_patches_forward", patches[0].device)
-    same = all(x.shape[:2] == patches[0].shape[:2] for x in patches)
-    if kernel is None or not same or patches[0].dtype not in (torch.float32, torch.float64):
+    if kernel is None:
+        check()
         return plain_formula(patches, parameters)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (*patches, *parameters)):
-        return ProjectPatches.apply(kernel, len(patches), *patches, *parameters)
-    return kernel(patches, parameters, False)[0]
+    try:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (*patches, *parameters)):
+            return ProjectPatches.apply(kernel, len(patches), *patches, *parameters)
+        return kernel(patches, parameters, False)[0]
+    except RuntimeError:
+        check()
+        raise

@@ -34,9 +34,12 @@ def _sample_patches(
     boost: float,
 ) -> Tensor:
     """Dispatch; see `fastsketch.reference.sampling`."""
-    _check(density, region, uniform)
-    kernel = _backend.kernel("sample_patches", density.device)
-    return kernel(density, region, uniform, num_patches, threshold, boost)
+
+    def check() -> None:
+        _check(density, region, uniform)
+
+    args = (density, region, uniform, num_patches, threshold, boost)
+    return _backend.run_checked("sample_patches", density.device, check, *args)
 
 
 sample_patches = torch.library.custom_op("fastsketch::sample_patches", _sample_patches, mutates_args=())

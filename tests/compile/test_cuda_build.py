@@ -207,7 +207,7 @@ for content in map(Path, sys.argv[1:]):
     library.unlink(missing_ok=True)
     if content.exists():
         library.write_bytes(content.read_bytes())
-    _backend._load.cache_clear()
+    _backend.forget()
     sys.modules.pop("fastsketch.cuda", None)
     with fastsketch.use_backend("cpp"):
         shape = list(fastsketch.sample_patches(torch.rand(2, 8, 8), 5).shape)

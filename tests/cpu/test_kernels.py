@@ -1,5 +1,6 @@
 """C++ kernels against float64: no worse than the plain PyTorch formulas in the inputs' own precision."""
 
+import math
 import os
 import subprocess
 import sys
@@ -236,9 +237,9 @@ def test_wrong_calls_are_refused(cpp):
     with pytest.raises(RuntimeError):
         ops.patch_nce_forward(query, query, None, TAU, 1, False, False)
     with pytest.raises(RuntimeError):
-        ops.gather_layers([torch.randn(2, 3, 5)], [torch.full((2, 4), 5)], [torch.empty(2, 4, 3)])
+        ops.gather_layers([torch.randn(2, 3, 5)], [torch.full((2, 4), 5)])
     with pytest.raises(RuntimeError):
-        ops.gather_layers([torch.randn(2, 3, 5)], [], [torch.empty(2, 4, 3)])
+        ops.gather_layers([torch.randn(2, 3, 5)], [])
     with pytest.raises(RuntimeError):
         ops.place_positions(torch.zeros(2, 4, dtype=torch.int64), [4, 4], [8, 8], [0], torch.rand(1, 2, 2, 5))
     parameters = [torch.randn(6, 3), torch.randn(6), torch.randn(5, 6), torch.randn(5)]
@@ -249,6 +250,14 @@ def test_wrong_calls_are_refused(cpp):
         ops.project_patches_backward(torch.randn(1, 2, 4, 5), [query], torch.randn(1, 7, 6), parameters, True, True)
     with pytest.raises(RuntimeError):
         ops.sample_patches(torch.rand(1, 8), torch.full((1, 8), 5000), torch.rand(1, 8), 2, 1.5, 2.0)
+    for wrong in (-0.5, 1.5, math.inf, math.nan):
+        spoiled = torch.rand(1, 8)
+        spoiled[0, 5] = wrong
+        with pytest.raises(RuntimeError):
+            ops.sample_patches(torch.rand(1, 8), None, spoiled, 2, 1.5, 2.0)
+        if wrong != 1.5:
+            with pytest.raises(RuntimeError):
+                ops.sample_patches(spoiled, None, torch.rand(1, 8), 2, 1.5, 2.0)
 
 
 @pytest.mark.skipif("FASTSKETCH_CPU_LEVEL" in os.environ, reason="a level is forced already")

@@ -33,9 +33,9 @@ def implementation(monkeypatch):
             monkeypatch.setitem(_backend.PREFERENCE, device_type, (name, *_backend.PREFERENCE[device_type]))
         return ran
 
-    _backend._load.cache_clear()
+    _backend.forget()
     yield add
-    _backend._load.cache_clear()
+    _backend.forget()
 
 
 @pytest.fixture
@@ -43,9 +43,9 @@ def broken(monkeypatch):
     """An implementation, preferred on the CPU, that cannot be imported."""
     monkeypatch.setitem(_backend.IMPLEMENTATIONS, "broken", "fastsketch._nothing_of_that_name")
     monkeypatch.setitem(_backend.PREFERENCE, "cpu", ("broken", *_backend.PREFERENCE["cpu"]))
-    _backend._load.cache_clear()
+    _backend.forget()
     yield "broken"
-    _backend._load.cache_clear()
+    _backend.forget()
 
 
 def run_all() -> None:
