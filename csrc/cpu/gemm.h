@@ -18,32 +18,40 @@ void pack_transposed(const T* from, int64_t columns, int64_t depth, int64_t stri
     const int64_t valid = std::min<int64_t>(width, columns - j);
     int64_t k = 0;
     if (valid == width) {
-      for (; k + lanes <= depth; k += lanes) {
-        T block[width][lanes];
-        for (int c = 0; c < width; ++c) store<T>(block[c], load<T>(from + (j + c) * stride + k));
-        for (int d = 0; d < lanes; ++d)
-          for (int c = 0; c < width; ++c) to[(k + d) * width + c] = block[c][d];
-      }
+      for (; k + lanes <= depth; k += lanes)
+        for (int half = 0; half < width; half += lanes) {
+          Vec<T> square[lanes];
+#pragma GCC unroll 16
+          for (int c = 0; c < lanes; ++c) square[c] = load<T>(from + (j + half + c) * stride + k);
+          transpose<T>(square);
+#pragma GCC unroll 16
+          for (int d = 0; d < lanes; ++d) store<T>(to + (k + d) * width + half, square[d]);
+        }
     }
     for (; k < depth; ++k)
       for (int c = 0; c < width; ++c) to[k * width + c] = c < valid ? from[(j + c) * stride + k] : T(0);
   }
 }
 
+// Rows packed at a time: they and what is written for them stay in the first-level cache.
+constexpr int64_t PACK_ROWS = 8;
+
 // Panels of B [depth, columns] with rows `stride` apart.
 template <typename T>
 void pack(const T* from, int64_t depth, int64_t columns, int64_t stride, T* to) {
   constexpr int width = panel_width<T>();
-  for (int64_t k = 0; k < depth; ++k)
+  for (int64_t k0 = 0; k0 < depth; k0 += PACK_ROWS)
     for (int64_t j = 0; j < columns; j += width) {
-      const T* row = from + k * stride + j;
-      T* panel = to + j * depth + k * width;
       const int64_t valid = std::min<int64_t>(width, columns - j);
-      if (valid == width) {
-        store<T>(panel, load<T>(row));
-        store<T>(panel + Lanes<T>::count, load<T>(row + Lanes<T>::count));
-      } else {
-        for (int c = 0; c < width; ++c) panel[c] = c < valid ? row[c] : T(0);
+      for (int64_t k = k0; k < std::min(k0 + PACK_ROWS, depth); ++k) {
+        const T* row = from + k * stride + j;
+        T* panel = to + j * depth + k * width;
+        if (valid == width) {
+          store<T>(panel, load<T>(row));
+          store<T>(panel + Lanes<T>::count, load<T>(row + Lanes<T>::count));
+        } else {
+          for (int c = 0; c < width; ++c) panel[c] = c < valid ? row[c] : T(0);
+        }
       }
     }
 }
@@ -119,14 +127,29 @@ void multiply(
     }
 }
 
-// Asks for part `part` of `parts` of `rows` rows of `count` values, `stride` apart, to be brought into the cache.
+// Asks for `rows` rows of `count` values, `stride` apart, to be brought into the cache: a share of them at each step.
 template <typename T>
-inline void prefetch_rows(const T* from, int64_t rows, int64_t count, int64_t stride, int64_t part, int64_t parts) {
-  constexpr int64_t LINE = 64 / sizeof(T);
-  const int64_t across = (count + LINE - 1) / LINE, lines = rows * across;
-  for (int64_t n = lines * part / parts; n < lines * (part + 1) / parts; ++n)
-    __builtin_prefetch(from + n / across * stride + n % across * LINE);
-}
+class RowsAhead {
+ public:
+  RowsAhead(const T* from, int64_t rows, int64_t count, int64_t stride, int64_t steps)
+      : row_(from), rows_(rows), count_(count), stride_(stride) {
+    share_ = (rows * ((count + LINE - 1) / LINE) + steps - 1) / steps;
+  }
+  void step() {
+    for (int64_t n = 0; n < share_ && rows_ > 0; ++n) {
+      __builtin_prefetch(row_ + at_);
+      if ((at_ += LINE) < count_) continue;
+      at_ = 0;
+      row_ += stride_;
+      --rows_;
+    }
+  }
+
+ private:
+  static constexpr int64_t LINE = 64 / sizeof(T);
+  const T* row_;
+  int64_t rows_, count_, stride_, share_, at_ = 0;
+};
 
 // C [rows, columns] = A [rows, depth] · Bᵀ, B [columns, depth] as it lies in memory; rows of each are contiguous. A panel
 // is packed just before all rows of A meet it, and stays in the first-level cache; the next one is fetched meanwhile,
@@ -141,15 +164,14 @@ void multiply_transposed(
     for (int64_t k = 0; k < depth; k += DEPTH_BLOCK) {
       const int64_t count = std::min(DEPTH_BLOCK, depth - k);
       const int64_t valid = std::min<int64_t>(width, columns - j), next = std::min<int64_t>(width, columns - j - valid);
+      RowsAhead<T> next_panel(b + (j + valid) * b_row + k, next, count, b_row, blocks);
+      RowsAhead<T> next_rows(a + ROW_BLOCK * a_row + k, j == 0 ? rows - ROW_BLOCK : 0, count, a_row, blocks);
       pack_transposed<T>(b + j * b_row + k, valid, count, b_row, panel);
-      for (int64_t block = 0; block < blocks; ++block) {
-        const int64_t i = block * ROW_BLOCK, left = rows - i;
-        prefetch_rows(b + (j + valid) * b_row + k, next, count, b_row, block, blocks);
-        if (j == 0 && left > ROW_BLOCK)
-          prefetch_rows(
-              a + (i + ROW_BLOCK) * a_row + k, std::min<int64_t>(ROW_BLOCK, left - ROW_BLOCK), count, a_row, 0, 1);
+      for (int64_t i = 0; i < rows; i += ROW_BLOCK) {
+        next_panel.step();
+        next_rows.step();
         micro_kernel_of<T, ROW_BLOCK>(
-            left, a + i * a_row + k, a_row, 1, panel, count, c + i * c_row + j, c_row, valid, k > 0);
+            rows - i, a + i * a_row + k, a_row, 1, panel, count, c + i * c_row + j, c_row, valid, k > 0);
       }
     }
 }
@@ -169,11 +191,19 @@ void multiply_packed(
 // A [depth, columns], rows `stride` apart, in blocks of ROW_BLOCK columns: what a row block of Aᵀ needs, in order.
 template <typename T>
 void pack_columns(const T* from, int64_t depth, int64_t columns, int64_t stride, T* to) {
-  for (int64_t i = 0; i < columns; i += ROW_BLOCK, to += ROW_BLOCK * depth) {
-    const int64_t valid = std::min<int64_t>(ROW_BLOCK, columns - i);
-    for (int64_t k = 0; k < depth; ++k)
-      for (int64_t r = 0; r < ROW_BLOCK; ++r) to[k * ROW_BLOCK + r] = r < valid ? from[k * stride + i + r] : T(0);
-  }
+  for (int64_t k0 = 0; k0 < depth; k0 += PACK_ROWS)
+    for (int64_t i = 0; i < columns; i += ROW_BLOCK) {
+      const int64_t valid = std::min<int64_t>(ROW_BLOCK, columns - i);
+      for (int64_t k = k0; k < std::min(k0 + PACK_ROWS, depth); ++k) {
+        const T* row = from + k * stride + i;
+        T* block = to + i * depth + k * ROW_BLOCK;
+        if (valid == ROW_BLOCK) {
+          __builtin_memcpy(block, row, ROW_BLOCK * sizeof(T));
+        } else {
+          for (int64_t r = 0; r < ROW_BLOCK; ++r) block[r] = r < valid ? row[r] : T(0);
+        }
+      }
+    }
 }
 
 // Both sides of a product Aᵀ · B packed, a block of the depth at a time; for products of so many rows and columns at most.

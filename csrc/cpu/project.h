@@ -5,7 +5,13 @@
 // at once. A sum is taken in order by one thread, so results do not depend on the number of threads.
 
 // Patches at a time; their hidden values stay in the second-level cache.
-constexpr int64_t FORWARD_ROWS = 252, BACKWARD_ROWS = 96;
+constexpr int64_t FORWARD_ROWS = 288, BACKWARD_ROWS = 96;
+
+// Rows of a block when `rows` are cut into as few blocks of about the same size as may be, `most` at most.
+inline int64_t even_block(int64_t rows, int64_t most) {
+  const int64_t blocks = (rows + most - 1) / most;
+  return std::min(most, round_up((rows + blocks - 1) / blocks, ROW_BLOCK));
+}
 
 // Items 0, 1, ... have `rows` rows of a certain cost each; calls body(item, first row, last row) so that each thread gets
 // neighbouring rows of about the same cost in all, whole blocks of ROW_BLOCK.
@@ -55,8 +61,9 @@ void project_forward(const Projection<T>& p) {
     const ProjectionLayer<T>& layer = p.layers[size_t(n)];
     Scratch<T> panel(DEPTH_BLOCK * panel_width<T>());
     Scratch<T> block(p.hidden_values ? 0 : FORWARD_ROWS * p.hidden);
-    for (int64_t row = first; row < last; row += FORWARD_ROWS) {
-      const int64_t rows = std::min(FORWARD_ROWS, last - row), at = n * p.rows + row;
+    const int64_t most = even_block(last - first, FORWARD_ROWS);
+    for (int64_t row = first; row < last; row += most) {
+      const int64_t rows = std::min(most, last - row), at = n * p.rows + row;
       T* hidden = p.hidden_values ? p.hidden_values + at * p.hidden : block;
       T* out = p.output + at * p.out;
       multiply_transposed<T>(

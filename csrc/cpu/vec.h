@@ -43,6 +43,31 @@ inline Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // x - 0 is x, and becomes the broadcast instruction
 }
 
+#ifdef __clang__
+#define FASTSKETCH_SHUFFLE(T, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define FASTSKETCH_SHUFFLE(T, a, b, ...) __builtin_shuffle(a, b, typename VecOf<T>::Int{__VA_ARGS__})
+#endif
+
+// Exchanges the lanes of `a` whose number has bit `d` for the lanes of `b` whose number has not.
+template <typename T, int d, int... lane>
+inline void exchange(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, lane...>) {
+  constexpr int lanes = Lanes<T>::count;
+  const Vec<T> first = FASTSKETCH_SHUFFLE(T, a, b, (lane & d ? lanes + lane - d : lane)...);
+  b = FASTSKETCH_SHUFFLE(T, a, b, (lane & d ? lanes + lane : lane + d)...);
+  a = first;
+}
+
+// Transposes a square of so many rows as a vector has lanes [L: Eklundh, IEEE Trans. Comput. 1972].
+template <typename T, int d = Lanes<T>::count / 2>
+inline void transpose(Vec<T>* rows) {
+  constexpr int lanes = Lanes<T>::count;
+#pragma GCC unroll 16
+  for (int i = 0; i < lanes; ++i)
+    if (!(i & d)) exchange<T, d>(rows[i], rows[i + d], std::make_integer_sequence<int, lanes>());
+  if constexpr (d > 1) transpose<T, d / 2>(rows);
+}
+
 template <typename T>
 inline T sum_lanes(Vec<T> v) {
   T total = 0;
