@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-
 _PLAIN = (Tensor, Parameter)
 
 
