@@ -16,15 +16,20 @@ inline T inverse_norm(const T* row, int64_t width) {
   return T(1) / (std::sqrt(dot(row, row, width)) + T(NORM_EPSILON));
 }
 
-// Rows [begin, end) of an image, each times its `scale` (its inverse norm if null and `normalize`) times `factor`.
+// Rows [begin, end) of an image, each times its `scale` (its inverse norm if null and `normalize`) times `factor`. The
+// inverse norms that were made go to `made` as well, if it is given.
 template <typename T>
 void load_rows(
     const View& view, int64_t image, int64_t begin, int64_t end, int64_t width, bool normalize, const T* scale,
-    T factor, T* to) {
+    T factor, T* to, T* made = nullptr) {
   for (int64_t row = begin; row < end; ++row, to += width) {
     load_row(view, image, row, width, to);
     T by = factor;
-    if (normalize) by *= scale ? scale[row] : inverse_norm(to, width);
+    if (normalize) {
+      const T inverse = scale ? scale[row] : inverse_norm(to, width);
+      if (made) made[row - begin] = inverse;
+      by *= inverse;
+    }
     if (by != T(1)) scale_row(to, width, by);
   }
 }
@@ -34,7 +39,7 @@ void load_rows(
 template <typename T>
 void through_norm(T* grad, const T* x, T scale, int64_t width) {
   const T norm = std::sqrt(dot(x, x, width));
-  const T along = norm > T(0) ? dot(grad, x, width) * scale * scale / norm : T(0);
+  const T along = norm > T(0) ? dot<T>(grad, x, width) * scale * scale / norm : T(0);
   for (int64_t i = 0; i < width; ++i) grad[i] = grad[i] * scale - x[i] * along;
 }
 
@@ -93,11 +98,12 @@ void for_each_range(const PatchNce& p, const Body& body) {
   });
 }
 
-// Turns the sums over the negatives of query i into its loss and, in place, `gradient` into that of the query.
+// Turns the sums over the negatives of query i into its loss and, in place, `gradient` into that of the query. `room` is for
+// two rows.
 template <typename T>
 void finish_query(
     const PatchNce& p, const PatchNceForward<T>& out, int64_t image, int64_t i, T maximum, T sum, T positive,
-    T* gradient, T* query, T* key) {
+    T* gradient, T* room) {
   const int64_t at = image * p.samples + i;
   const T top = positive > maximum ? positive : maximum;
   const T shrink = std::exp(maximum - top);
@@ -106,22 +112,14 @@ void finish_query(
   const T loss = positive == top ? std::log1p(negative) : (top - positive) + std::log(total);
   out.loss[at] = loss;
   out.lse[at] = positive + loss;
+  if (!gradient) return;
 
-  T query_scale = T(1), key_scale = T(1);
-  if (p.normalize || gradient) {
-    load_row(p.query, image, i, p.width, query);
-    load_row(p.key, image, i, p.width, key);
-  }
-  if (p.normalize) {
-    out.query_scale[at] = query_scale = inverse_norm(query, p.width);
-    out.key_scale[at] = key_scale = inverse_norm(key, p.width);
-  }
-  if (gradient) {
-    const T from_sum = shrink / total / T(p.temperature);
-    const T from_key = negative / total / T(p.temperature) * key_scale;
-    for (int64_t d = 0; d < p.width; ++d) gradient[d] = gradient[d] * from_sum - key[d] * from_key;
-    if (p.normalize) through_norm(gradient, query, query_scale, p.width);
-  }
+  const T* query = row_values<T>(p.query, image, i, p.width, room);
+  const T* key = row_values<T>(p.key, image, i, p.width, room + p.width);
+  const T from_sum = shrink / total / T(p.temperature);
+  const T from_key = negative / total / T(p.temperature) * (p.normalize ? out.key_scale[at] : T(1));
+  for (int64_t d = 0; d < p.width; ++d) gradient[d] = gradient[d] * from_sum - key[d] * from_key;
+  if (p.normalize) through_norm(gradient, query, out.query_scale[at], p.width);
 }
 
 template <typename T>
@@ -130,7 +128,7 @@ void patch_nce_forward(const PatchNce& p, const PatchNceForward<T>& out) {
   const int64_t width = p.width;
   for_each_range(p, [&](int64_t image, int64_t first, int64_t last) {
     NceTile<T> tile(width);
-    Scratch<T> queries(QUERY_BLOCK * width), logits(QUERY_BLOCK * KEY_TILE), row_scratch(2 * width);
+    Scratch<T> queries(QUERY_BLOCK * width), logits(QUERY_BLOCK * KEY_TILE), room(2 * width), key_scale(KEY_TILE);
     Scratch<T> maximum(last - first), sum(last - first), positive(last - first);
     std::fill_n(static_cast<T*>(maximum), last - first, -infinity);
     std::fill_n(static_cast<T*>(sum), last - first, T(0));
@@ -140,12 +138,17 @@ void patch_nce_forward(const PatchNce& p, const PatchNceForward<T>& out) {
     for (int64_t key0 = 0; key0 < p.samples; key0 += KEY_TILE) {
       const int64_t keys = std::min(KEY_TILE, p.samples - key0);
       const int64_t padded = round_up(keys, Lanes<T>::count);
-      load_rows<T>(p.key, image, key0, key0 + keys, width, p.normalize, nullptr, T(1), tile.rows);
+      load_rows<T>(p.key, image, key0, key0 + keys, width, p.normalize, nullptr, T(1), tile.rows, key_scale);
+      if (p.normalize)  // of the owned samples: another thread writes the others
+        for (int64_t i = std::max(first, key0); i < std::min(last, key0 + keys); ++i)
+          out.key_scale[image * p.samples + i] = key_scale[i - key0];
       pack_transposed<T>(tile.rows, keys, width, width, tile.as_columns);
       if (gradient) pack<T>(tile.rows, keys, width, width, tile.as_rows);
       for (int64_t row0 = first; row0 < last; row0 += QUERY_BLOCK) {
         const int64_t rows = std::min(QUERY_BLOCK, last - row0);
-        load_rows<T>(p.query, image, row0, row0 + rows, width, p.normalize, nullptr, T(1 / p.temperature), queries);
+        load_rows<T>(
+            p.query, image, row0, row0 + rows, width, p.normalize, key0 ? out.query_scale + image * p.samples : nullptr,
+            T(1 / p.temperature), queries, p.normalize ? out.query_scale + image * p.samples + row0 : nullptr);
         multiply<T>(queries, width, 1, rows, tile.as_columns, width, keys, logits, KEY_TILE, false);
         for (int64_t r = 0; r < rows; ++r) {
           const int64_t i = row0 + r, n = i - first;
@@ -169,8 +172,7 @@ void patch_nce_forward(const PatchNce& p, const PatchNceForward<T>& out) {
     for (int64_t i = first; i < last; ++i) {
       const int64_t n = i - first;
       finish_query<T>(
-          p, out, image, i, maximum[n], sum[n], positive[n], gradient ? gradient + n * width : nullptr, row_scratch,
-          row_scratch + width);
+          p, out, image, i, maximum[n], sum[n], positive[n], gradient ? gradient + n * width : nullptr, room);
     }
   });
 }
@@ -242,8 +244,7 @@ void nce_backward_side(const PatchNce& p, const PatchNceBackward<T>& in, bool to
       T* row = to + (i - first) * width;
       if (to_query) scale_row(row, width, inverse_temperature);
       if (p.normalize) {
-        load_row(own, image, i, width, static_cast<T*>(raw));
-        through_norm<T>(row, raw, own_scale[i], width);
+        through_norm<T>(row, row_values<T>(own, image, i, width, raw), own_scale[i], width);
       }
     }
   });

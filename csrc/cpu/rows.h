@@ -27,6 +27,16 @@ void load_row(const View& view, int64_t image, int64_t row, int64_t width, T* to
   }
 }
 
+// The same row where it lies, if its values stand there as they are wanted; else a copy of it in `room`.
+template <typename T>
+const T* row_values(const View& view, int64_t image, int64_t row, int64_t width, T* room) {
+  constexpr Dtype wanted = sizeof(T) == sizeof(float) ? Dtype::f32 : Dtype::f64;
+  if (view.dtype == wanted && view.stride[2] == 1)
+    return static_cast<const T*>(view.data) + image * view.stride[0] + row * view.stride[1];
+  load_row(view, image, row, width, room);
+  return room;
+}
+
 template <typename T>
 inline T dot(const T* a, const T* b, int64_t n) {
   constexpr int lanes = Lanes<T>::count;
