@@ -27,6 +27,8 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
   m.def(
       "attention_statistics_backward(Tensor grad_received, Tensor grad_entropy, Tensor query, Tensor key, "
       "Tensor entropy, Tensor lse, float scale) -> (Tensor, Tensor)");
+  m.def("transport_plan(Tensor cost, float epsilon, int iterations) -> Tensor");
+  m.def("transport_plan_gradient(Tensor grad, Tensor plan, float epsilon, int iterations) -> Tensor");
   m.def("conv3x3(Tensor input, Tensor kernel, Tensor? bias, int padding, bool reflect) -> Tensor");
   m.def(
       "conv3x3_input_gradient(Tensor grad_output, Tensor kernel, int height, int width, int padding, bool reflect) "
@@ -45,6 +47,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
   m.impl("sample_patches", TORCH_BOX(&fastsketch::sample_patches_cpu));
   m.impl("attention_statistics_forward", TORCH_BOX(&fastsketch::attention_statistics_forward_cpu));
   m.impl("attention_statistics_backward", TORCH_BOX(&fastsketch::attention_statistics_backward_cpu));
+  m.impl("transport_plan", TORCH_BOX(&fastsketch::transport_plan_cpu));
+  m.impl("transport_plan_gradient", TORCH_BOX(&fastsketch::transport_plan_gradient_cpu));
   m.impl("conv3x3", TORCH_BOX(&fastsketch::conv3x3_cpu));
   m.impl("conv3x3_input_gradient", TORCH_BOX(&fastsketch::conv3x3_input_gradient_cpu));
   m.impl("conv3x3_kernel_gradient", TORCH_BOX(&fastsketch::conv3x3_kernel_gradient_cpu));

@@ -200,6 +200,25 @@ def project_patches_backward(
     )
 
 
+def transport_plan(
+    cost: Tensor,  # [B, N, M] float32 or float64
+    epsilon: float,
+    iterations: int,
+) -> Tensor:  # [B, N, M]
+    """See `fastsketch.reference.transport`."""
+    return _ops.transport_plan(cost.contiguous(), epsilon, iterations)
+
+
+def transport_plan_gradient(
+    grad_plan: Tensor,  # [B, N, M]
+    plan: Tensor,  # [B, N, M]
+    epsilon: float,
+    iterations: int,
+) -> Tensor:  # [B, N, M]
+    """See `fastsketch.reference.transport`."""
+    return _ops.transport_plan_gradient(grad_plan.contiguous(), plan.contiguous(), epsilon, iterations)
+
+
 def conv3x3(
     x: Tensor,  # [B, Cin, H, W] float32 or float64
     kernel: Tensor,  # [Cout, Cin, 3, 3]

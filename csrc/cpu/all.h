@@ -15,6 +15,7 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #include "gather.h"
 #include "patch_nce.h"
 #include "project.h"
+#include "transport.h"
 #include "winograd_tiles.h"
 #include "winograd.h"
 
@@ -35,6 +36,8 @@ const Kernels kernels = {
     conv3x3<float>, conv3x3<double>,
     conv3x3_input_gradient<float>, conv3x3_input_gradient<double>,
     conv3x3_kernel_gradient<float>, conv3x3_kernel_gradient<double>,
+    transport_plan<float>, transport_plan<double>,
+    transport_plan_gradient<float>, transport_plan_gradient<double>,
     gather, scatter,
 };
 

@@ -136,6 +136,13 @@ struct Conv3x3Shape {
   int64_t out_width() const { return width + 2 * padding - 2; }
 };
 
+// Transport between the rows and columns of each image's cost [rows, columns]; everything contiguous.
+struct Transport {
+  int64_t images, rows, columns, iterations;
+  double epsilon;
+  int64_t work() const { return images * rows * columns * iterations; }
+};
+
 // One instruction set's kernels.
 struct Kernels {
   const char* name;
@@ -157,6 +164,10 @@ struct Kernels {
   void (*conv3x3_input_gradient_f64)(const Conv3x3Shape&, const double* grad, const double* kernel, double* grad_input);
   void (*conv3x3_kernel_gradient_f32)(const Conv3x3Shape&, const float* input, const float* grad, float* grad_kernel);
   void (*conv3x3_kernel_gradient_f64)(const Conv3x3Shape&, const double* input, const double* grad, double* grad_kernel);
+  void (*transport_plan_f32)(const Transport&, const float* cost, float* plan);
+  void (*transport_plan_f64)(const Transport&, const double* cost, double* plan);
+  void (*transport_plan_gradient_f32)(const Transport&, const float* grad, const float* plan, float* grad_cost);
+  void (*transport_plan_gradient_f64)(const Transport&, const double* grad, const double* plan, double* grad_cost);
   void (*gather)(const Features*, const Patches*, int64_t layers);  // patches = features at index, of each layer
   void (*scatter)(const Features&, const Patches&); // features += patches at index
 };

@@ -28,7 +28,7 @@ class Row:
         ratio: median of the case's baseline / this median: times as fast as the baseline.
         baseline: which that is.
         peak_mib: memory of one call above inputs and weights, MiB; empty where not measured.
-        launches: operators dispatched (CPU) or kernels launched (GPU); empty where they cannot be counted.
+        launches: operators called (CPU) or kernels launched (GPU); empty where they cannot be counted.
         note: why something is missing.
         device: processor or GPU.
         threads: torch's.

@@ -13,44 +13,9 @@ from torch import Tensor
 from fastsketch.compat import cut
 from fastsketch.compat.cut import PatchNCELoss
 from fastsketch.compat.dclgan import PatchSampleF
+from fastsketch.ops.transport import TransportPlan
 
 __all__ = ["MoNCELoss", "PatchNCELoss", "PatchSampleF"]
-
-ITERATIONS = 50
-"""Sinkhorn iterations, as in MoNCE; as many solve for the gradient."""
-
-
-class _TransportPlan(torch.autograd.Function):
-    """Entropic optimal transport of a cost [B, S, S]: exp(cost/ε), scaled by turns to unit rows and columns.
-
-    Its gradient is that of the fixed point, by implicit differentiation: with G = ∂L/∂P ⊙ P, find λ, μ with
-    λ + P μ = G 1 and Pᵀ λ + μ = Gᵀ 1; then ∂L/∂cost = (G − P ⊙ (λ 1ᵀ + 1 μᵀ)) / ε. Where the iterations have
-    converged this is the gradient through all of them, which MoNCE takes, without their graph.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, cost: Tensor, epsilon: float) -> Tensor:
-        # A row's largest entry becomes 1: the scaling absorbs it, and nothing overflows.
-        kernel = ((cost - cost.amax(-1, keepdim=True)) / epsilon).exp_()
-        right = kernel.new_ones(*kernel.shape[:2], 1)
-        for _ in range(ITERATIONS):
-            left = torch.bmm(kernel, right).reciprocal_()
-            right = torch.bmm(kernel.mT, left).reciprocal_()
-        plan = kernel.mul_(left).mul_(right.mT)
-        ctx.save_for_backward(plan)
-        ctx.epsilon = epsilon
-        return plan
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (plan,) = ctx.saved_tensors
-        grad = grad * plan
-        of_rows, of_columns = grad.sum(2, keepdim=True), grad.sum(1)[..., None]
-        columns = torch.zeros_like(of_columns)
-        for _ in range(ITERATIONS):
-            rows = of_rows - torch.bmm(plan, columns)
-            columns = of_columns - torch.bmm(plan.mT, rows)
-        return (grad - plan * (rows + columns.mT)) / ctx.epsilon, None
 
 
 class MoNCELoss(cut.PatchNCELoss):
@@ -94,7 +59,7 @@ class MoNCELoss(cut.PatchNCELoss):
             diagonal = torch.eye(shape[1], dtype=torch.bool, device=query.device)
             cost = products if self.opt.cost_type == "hard" else 1 - products
             cost = (cost.detach() if self.detach_plan else cost).masked_fill(diagonal, -10.0)
-            plan = _TransportPlan.apply(cost, self.opt.eps)
+            plan = TransportPlan.apply(cost, self.opt.eps)
             weight = plan * ((self.opt.num_patches - 1) * self.opt.neg_term_weight) + 1e-8
             logits = products / self.opt.nce_T + weight.log().masked_fill(diagonal, 0.0)  # the diagonal is the positive
             target = torch.arange(shape[1], device=query.device).expand(shape[:2])

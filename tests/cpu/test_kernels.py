@@ -242,6 +242,12 @@ def test_wrong_calls_are_refused(cpp):
         ops.gather_layers([torch.randn(2, 3, 5)], [])
     with pytest.raises(RuntimeError):
         ops.place_positions(torch.zeros(2, 4, dtype=torch.int64), [4, 4], [8, 8], [0], torch.rand(1, 2, 2, 5))
+    for cost, epsilon in ((query[0], 1.0), (query.half(), 1.0), (query, 0.0), (query[:, :, :0], 1.0)):
+        with pytest.raises(RuntimeError):
+            ops.transport_plan(cost, epsilon, 50)
+    for grad in (query[:, :3], query.double()):
+        with pytest.raises(RuntimeError):
+            ops.transport_plan_gradient(grad, query, 1.0, 50)
     parameters = [torch.randn(6, 3), torch.randn(6), torch.randn(5, 6), torch.randn(5)]
     for wrong in ([], parameters[:3], [parameters[0].T, *parameters[1:]], [x.double() for x in parameters]):
         with pytest.raises(RuntimeError):

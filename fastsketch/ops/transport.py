@@ -1,0 +1,42 @@
+"""Transport plans by a kernel where there is one; else by the plain formula, which compilers know how to treat."""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fastsketch import _backend
+from fastsketch.ops.eager import nothing_looks_on
+from fastsketch.reference import transport as plain
+
+ITERATIONS = 50
+"""Sinkhorn iterations, as in MoNCE; as many solve for the gradient."""
+
+
+def _run(name: str, *args):
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    kernel = None
+    if nothing_looks_on(*tensors) and tensors[0].numel():
+        kernel = _backend.optional_kernel(name, "patch_nce_forward", tensors[0].device)
+    return (kernel or getattr(plain, name))(*args, ITERATIONS)
+
+
+class TransportPlan(Function):
+    """The plan [B, N, M] of a cost [B, N, M], float32 or float64; once differentiable, at its fixed point.
+
+    Where the iterations have converged this is the gradient through all of them, which MoNCE takes, without a graph.
+    """
+
+    @staticmethod
+    def forward(ctx, cost: Tensor, epsilon: float) -> Tensor:
+        """Keep the plan."""
+        plan = _run("transport_plan", cost, epsilon)
+        ctx.save_for_backward(plan)
+        ctx.epsilon = epsilon
+        return plan
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        """By the iterations that solve for it."""
+        (plan,) = ctx.saved_tensors
+        return _run("transport_plan_gradient", grad, plan, ctx.epsilon), None
