@@ -27,6 +27,8 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
   m.def(
       "attention_statistics_backward(Tensor grad_received, Tensor grad_entropy, Tensor query, Tensor key, "
       "Tensor entropy, Tensor lse, float scale) -> (Tensor, Tensor)");
+  m.def("normalize_layers(Tensor x) -> Tensor[]");
+  m.def("normalize_layers_gradient(Tensor[] grads, Tensor x) -> Tensor");
   m.def("transport_plan(Tensor cost, float epsilon, int iterations) -> Tensor");
   m.def("transport_plan_gradient(Tensor grad, Tensor plan, float epsilon, int iterations) -> Tensor");
   m.def("conv3x3(Tensor input, Tensor kernel, Tensor? bias, int padding, bool reflect) -> Tensor");
@@ -47,6 +49,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
   m.impl("sample_patches", TORCH_BOX(&fastsketch::sample_patches_cpu));
   m.impl("attention_statistics_forward", TORCH_BOX(&fastsketch::attention_statistics_forward_cpu));
   m.impl("attention_statistics_backward", TORCH_BOX(&fastsketch::attention_statistics_backward_cpu));
+  m.impl("normalize_layers", TORCH_BOX(&fastsketch::normalize_layers_cpu));
+  m.impl("normalize_layers_gradient", TORCH_BOX(&fastsketch::normalize_layers_gradient_cpu));
   m.impl("transport_plan", TORCH_BOX(&fastsketch::transport_plan_cpu));
   m.impl("transport_plan_gradient", TORCH_BOX(&fastsketch::transport_plan_gradient_cpu));
   m.impl("conv3x3", TORCH_BOX(&fastsketch::conv3x3_cpu));

@@ -200,6 +200,19 @@ def project_patches_backward(
     )
 
 
+def normalize_layers(x: Tensor) -> list[Tensor]:  # [L, N, D] float32 or float64 -> L times [N, D]
+    """See `fastsketch.reference.normalization`."""
+    return _ops.normalize_layers(x.contiguous())
+
+
+def normalize_layers_gradient(
+    grads: Sequence[Tensor],  # L times [N, D]
+    x: Tensor,  # [L, N, D]
+) -> Tensor:  # [L, N, D]
+    """Gradient of `normalize_layers`; that of a zero row's norm is 0."""
+    return _ops.normalize_layers_gradient([grad.contiguous() for grad in grads], x.contiguous())
+
+
 def transport_plan(
     cost: Tensor,  # [B, N, M] float32 or float64
     epsilon: float,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastsketch.ops import attention as _attention
+from fastsketch.ops import chain as _chain
 from fastsketch.ops import gather as _gather
 from fastsketch.ops import patch_nce as _patch_nce
 from fastsketch.ops import placing as _placing
@@ -191,15 +192,18 @@ def tap_patches(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return _gather.tap_patches(features, _check_positions(features, index))
 
 
-def gather_layers(features: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor]:
-    """The feature vectors of several layers at given positions, in one call and without gradients: for keys.
+def gather_layers(features: Sequence[Tensor], index: Sequence[Tensor], *, differentiable: bool = False) -> list[Tensor]:
+    """The feature vectors of several layers at given positions, in one call: without gradients, as keys need none.
 
     Args:
         features: one [B, C, *spatial] a layer, as for `gather_patches`, on one device; shapes and dtypes may differ.
         index: one [B, S] or [S] a layer, as for `gather_patches`.
+        differentiable: gradients reach the features, once. A layer whose features lead to another one of the list (as
+            an encoder's do) gets no dense gradient for it: the patches' is added to the one that arrives from there,
+            in place where nothing else can hold that. Unlike a tap, this leaves the features as they are.
 
     Returns:
-        One [B, S, C] a layer, in the dtype of its features, contiguous, without a graph.
+        One [B, S, C] a layer, in the dtype of its features, contiguous.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -213,7 +217,12 @@ def gather_layers(features: Sequence[Tensor], index: Sequence[Tensor]) -> list[T
     for layer in features[1:]:
         if layer.device != features[0].device:
             raise ValueError(f"features must be on one device, got {features[0].device} and {layer.device}")
-    return _gather.gather_without_gradient([layer.detach() for layer in features], positions)
+    if not differentiable:
+        return _gather.gather_without_gradient([layer.detach() for layer in features], positions)
+    patches = _chain.gather_chain(features, positions)
+    if patches is None:
+        return [_gather.gather_patches_forward(layer, i) for layer, i in zip(features, positions, strict=True)]
+    return patches
 
 
 def project_patches(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:

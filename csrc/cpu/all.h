@@ -14,6 +14,7 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #include "attention.h"
 #include "gather.h"
 #include "patch_nce.h"
+#include "normalize.h"
 #include "project.h"
 #include "transport.h"
 #include "winograd_tiles.h"
@@ -36,6 +37,8 @@ const Kernels kernels = {
     conv3x3<float>, conv3x3<double>,
     conv3x3_input_gradient<float>, conv3x3_input_gradient<double>,
     conv3x3_kernel_gradient<float>, conv3x3_kernel_gradient<double>,
+    normalize_layers<float>, normalize_layers<double>,
+    normalize_layers_gradient<float>, normalize_layers_gradient<double>,
     transport_plan<float>, transport_plan<double>,
     transport_plan_gradient<float>, transport_plan_gradient<double>,
     gather, scatter,

@@ -164,6 +164,12 @@ struct Kernels {
   void (*conv3x3_input_gradient_f64)(const Conv3x3Shape&, const double* grad, const double* kernel, double* grad_input);
   void (*conv3x3_kernel_gradient_f32)(const Conv3x3Shape&, const float* input, const float* grad, float* grad_kernel);
   void (*conv3x3_kernel_gradient_f64)(const Conv3x3Shape&, const double* input, const double* grad, double* grad_kernel);
+  void (*normalize_layers_f32)(const float* x, int64_t rows, int64_t width, const std::vector<float*>& layers);
+  void (*normalize_layers_f64)(const double* x, int64_t rows, int64_t width, const std::vector<double*>& layers);
+  void (*normalize_layers_gradient_f32)(
+      const std::vector<const float*>& grads, const float* x, int64_t rows, int64_t width, float* grad_x);
+  void (*normalize_layers_gradient_f64)(
+      const std::vector<const double*>& grads, const double* x, int64_t rows, int64_t width, double* grad_x);
   void (*transport_plan_f32)(const Transport&, const float* cost, float* plan);
   void (*transport_plan_f64)(const Transport&, const double* cost, double* plan);
   void (*transport_plan_gradient_f32)(const Transport&, const float* grad, const float* plan, float* grad_cost);

@@ -31,6 +31,8 @@ Tensor sample_patches_cpu(
 std::tuple<Tensor, Tensor, Tensor> attention_statistics_forward_cpu(Tensor query, Tensor key, double scale);
 std::tuple<Tensor, Tensor> attention_statistics_backward_cpu(
     Tensor grad_received, Tensor grad_entropy, Tensor query, Tensor key, Tensor entropy, Tensor lse, double scale);
+std::vector<Tensor> normalize_layers_cpu(Tensor x);
+Tensor normalize_layers_gradient_cpu(std::vector<Tensor> grads, Tensor x);
 Tensor transport_plan_cpu(Tensor cost, double epsilon, int64_t iterations);
 Tensor transport_plan_gradient_cpu(Tensor grad, Tensor plan, double epsilon, int64_t iterations);
 Tensor conv3x3_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool reflect);

@@ -13,6 +13,7 @@ from fastsketch.bench.case import Bar, Case, Recipe, against_eager, random
 from fastsketch.bench.convolution import CASES as CPU_CASES
 from fastsketch.bench.layers import BORDERS, DIM, LAYERS, SAMPLES, Features, layer_shapes, mlps, projection, sinks
 from fastsketch.bench.selection import CASES as SELECTION_CASES
+from fastsketch.compat.cut import PatchNCELoss, PatchSampleF
 from fastsketch.nn.losses import MultiLayerPatchNCE
 from fastsketch.nn.sampler import PatchSample
 
@@ -86,6 +87,47 @@ def loss_path(
     return against_eager(make, ours, theirs, cut.loss_path, check, bars, prepare)
 
 
+def drop_in(batch: int, device: torch.device, side: int = 256, samples: int = SAMPLES) -> Case:
+    """CUT's calculate_NCE_loss with nothing changed but the imports: no taps, the keys in a graph that is not used."""
+    shapes = layer_shapes(side)
+    network = PatchSampleF(use_mlp=True, nc=DIM, init_gain=1.0)
+    network.create_mlp([torch.empty(batch, *shape, device=device) for shape in shapes])
+    criterion = PatchNCELoss(SimpleNamespace(nce_T=0.07, batch_size=batch))
+    parts = [getattr(network, f"mlp_{layer}") for layer in range(len(shapes))]
+
+    def prepare(features: Features) -> list[list[Tensor]]:
+        network.zero_grad()
+        return features.boxes()
+
+    def theirs(features: Features, boxes: Any, path: Any = cut.loss_path, ids: Any = None) -> Tensor:
+        ids = cut.draw_ids(features.query, samples) if ids is None else ids
+        loss = path(features.encoded(boxes), features.key, ids, parts)
+        loss.backward()
+        return loss
+
+    def ours(features: Features, boxes: Any, ids: Any = None) -> Tensor:
+        keys, ids = network(features.key, samples, ids)
+        queries, _ = network(features.encoded(boxes), samples, ids)
+        loss = sum(criterion(q, k).mean() for q, k in zip(queries, keys, strict=True)) / len(keys)
+        loss.backward()
+        return loss
+
+    def check(features: Features) -> None:
+        ids = cut.draw_ids(features.query, samples)
+        results = []
+        for run in (theirs, ours):
+            loss = run(features, prepare(features), ids=ids)
+            grads = sorted(features.arrived, key=lambda g: (g.shape, g.flatten()[0].item()))
+            results.append((loss, *grads, *(p.grad.clone() for p in network.parameters())))
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-3 if device.type == "cuda" else 1e-4)
+
+    def make() -> Features:
+        return Features(batch, shapes, shapes[-1][1:], device)
+
+    return against_eager(make, ours, theirs, cut.loss_path, check, (), prepare)
+
+
 def patch_nce(images: int, device: torch.device, samples: int = SAMPLES, memory_bar: float | None = None) -> Case:
     """Normalisation and loss of B·L images' patches, forward and backward to the queries."""
 
@@ -154,6 +196,8 @@ def tap(batch: int, device: torch.device, side: int = 256) -> Case:
 CASES: dict[str, Recipe] = {
     "loss_path B=1": Recipe(loss_path, {"batch": 1}, {"side": 32, "samples": 16}),
     "loss_path B=4": Recipe(loss_path, {"batch": 4}, {"batch": 1, "side": 32, "samples": 16}),
+    "drop_in B=1": Recipe(drop_in, {"batch": 1}, {"side": 32, "samples": 16}),
+    "drop_in B=4": Recipe(drop_in, {"batch": 4}, {"batch": 1, "side": 32, "samples": 16}),
     "patch_nce B·L=20 S=256": Recipe(patch_nce, {"images": 20}, {"images": 1, "samples": 64}),
     "patch_nce S=4096": Recipe(patch_nce, {"images": 1, "samples": 4096, "memory_bar": 20}, {"samples": 64}),
     "tap B=1": Recipe(tap, {"batch": 1}, {"side": 64}),

@@ -52,6 +52,22 @@ class _Sink(torch.autograd.Function):
         return ctx.box.pop(), None
 
 
+class _Between(torch.autograd.Function):
+    """Stands for the layers between two that are compared: takes the upper one's gradient over as `_Source` does, and
+    hands the lower one a gradient that was made before the clock started, as `_Sink` does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, below: Tensor, x: Tensor, arrived: list[Tensor], box: list[Tensor]) -> Tensor:
+        ctx.arrived, ctx.box = arrived, box
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        ctx.arrived.append(grad)
+        return ctx.box.pop(), None, None, None
+
+
 class Features(SimpleNamespace):
     """Features of a picture pair, a gradient for each layer from above, and a structure map's density and regions.
 
@@ -79,6 +95,13 @@ class Features(SimpleNamespace):
     def sources(self) -> list[Tensor]:
         """The query features, as if layers below had made them."""
         return [_Source.apply(x, self.arrived) for x in self.query]
+
+    def encoded(self, boxes: list[list[Tensor]]) -> list[Tensor]:
+        """The query features, as if an encoder that ends with the last of them had made one from the other."""
+        layers = self.sources()[:1]
+        for x, box in zip(self.query[1:], boxes, strict=False):
+            layers.append(_Between.apply(layers[-1], x, self.arrived, box))
+        return layers
 
 
 def sinks(features: list[Tensor], boxes: list[list[Tensor]]) -> list[Tensor]:

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastsketch.functional import gather_patches, patch_nce, project_patches
-from fastsketch.nn.projection import plain_parameters
+from fastsketch.functional import gather_layers, patch_nce, project_patches
+from fastsketch.nn.projection import is_plain, plain_parameters
+from fastsketch.ops.normalization import normalize_layers
 
 INITIALISERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "normal": lambda weight, gain: nn.init.normal_(weight, 0.0, gain),
@@ -210,22 +211,15 @@ class PatchSampleF(nn.Module):
             sizes = [feat.shape[2:].numel() for feat in feats]
             patch_ids = self.draw_ids(sizes, num_patches, feats[0].device)
 
-        return_feats, return_ids = [], []
-        for feat_id, feat in enumerate(feats):
-            if num_patches > 0:
-                ids = torch.as_tensor(patch_ids[feat_id], dtype=torch.int64, device=feat.device)
-                patches = gather_patches(feat, ids).flatten(0, 1)  # [B·S, C]
-            else:
-                ids = []
-                patches = feat.flatten(2).mT  # [B, N, C]
-            patches = self._project_and_normalise(feat_id, patches)
-            if num_patches > 0:
+        if num_patches > 0:
+            ids = [torch.as_tensor(i, dtype=torch.int64, device=feats[0].device) for i in patch_ids[: len(feats)]]
+            return_feats = self._project_layers(gather_layers(feats, ids, differentiable=True))
+            for feat, patches in zip(feats, return_feats, strict=True):
                 patches.num_images = feat.shape[0]
-            else:
-                patches = patches.mT.unflatten(2, feat.shape[2:])
-            return_feats.append(patches)
-            return_ids.append(ids)
-        return return_feats, return_ids
+            return return_feats, ids
+        everywhere = (feat.flatten(2).mT for feat in feats)  # [B, N, C]
+        maps = [self._project_and_normalise(feat_id, patches) for feat_id, patches in enumerate(everywhere)]
+        return [x.mT.unflatten(2, feat.shape[2:]) for x, feat in zip(maps, feats, strict=True)], [[] for _ in feats]
 
     @staticmethod
     @torch.compiler.disable  # a compiled np.random draws from another generator
@@ -239,6 +233,25 @@ class PatchSampleF(nn.Module):
         ids = [np.random.permutation(size)[:num_patches] for size in sizes]  # noqa: NPY002
         everything = torch.from_numpy(np.concatenate(ids)).to(device, torch.int64)
         return list(everything.split([len(layer) for layer in ids]))
+
+    def _project_layers(self, patches: Sequence[Tensor]) -> list[Tensor]:  # each [B, S, C] -> [B·S, nc]
+        """Project and normalise, all layers in one call where they are alike and their mlps are as they were made."""
+        mlps = [getattr(self, f"mlp_{feat_id}", None) for feat_id in range(len(patches))] if self.use_mlp else []
+        parameters = [plain_parameters(mlp) for mlp in mlps if mlp is not None]
+        first = patches[0]
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        alike = len(parameters) == len(patches) and all(
+            layer and layer[0].dtype == dtype and layer[0].shape[1] == x.shape[2]
+            for layer, x in zip(parameters, patches, strict=True)
+        )
+        if not alike or any(x.dtype != first.dtype or x.shape[:2] != first.shape[:2] for x in patches):
+            return [self._project_and_normalise(feat_id, x.flatten(0, 1)) for feat_id, x in enumerate(patches)]
+        with torch.autocast(first.device.type, enabled=False):
+            flat = [parameter for layer in parameters for parameter in layer]
+            projected = project_patches([x.to(dtype) for x in patches], flat).flatten(1, 2)
+            if is_plain(self.l2norm, Normalize) and self.l2norm.power == 2:
+                return normalize_layers(projected)
+            return [self.l2norm(x) for x in projected.unbind()]
 
     def _project_and_normalise(self, feat_id: int, patches: Tensor) -> Tensor:
         with torch.autocast(patches.device.type, enabled=False):

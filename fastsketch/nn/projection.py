@@ -10,16 +10,21 @@ from fastsketch.functional import project_patches
 from fastsketch.nn.init import init_weights
 
 
+def is_plain(module: nn.Module, kind: type) -> bool:
+    """Whether it is of this very class, and no hooks of its own want to see it run."""
+    return type(module) is kind and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 def plain_parameters(mlp: nn.Module) -> tuple[Tensor, ...]:
     """Weights and biases of a Linear, ReLU, Linear; empty if it is anything else, or hooks want to see it run."""
     parts = tuple(mlp._modules.values())
-    if type(mlp) is not nn.Sequential or tuple(type(part) for part in parts) != (nn.Linear, nn.ReLU, nn.Linear):
+    kinds = (nn.Linear, nn.ReLU, nn.Linear)
+    if len(parts) != len(kinds) or _module._has_any_global_hook() or not is_plain(mlp, nn.Sequential):
         return ()
-    if _module._has_any_global_hook():
+    if not all(is_plain(part, kind) for part, kind in zip(parts, kinds, strict=True)):
         return ()
-    for part in (mlp, *parts):
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
-            return ()
     first, second = parts[0]._parameters, parts[2]._parameters
     parameters = (first["weight"], first["bias"], second["weight"], second["bias"])
     return () if any(x is None for x in parameters) else parameters

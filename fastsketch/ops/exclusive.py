@@ -46,14 +46,27 @@ class _Probe(torch.autograd.Function):
         return grad, None
 
 
+class _HookProbe:
+    """The same as a hook on a tensor."""
+
+    def __init__(self, found: list[tuple[int, ...]]) -> None:
+        self.found = found
+
+    def __call__(self, grad):
+        is_exclusive(grad, self.found)
+
+
 @cache
-def _unheld() -> tuple[tuple[int, ...], ...]:
+def _unheld(by_hook: bool) -> tuple[tuple[int, ...], ...]:
     """The holders of a gradient that only the engine holds: of a new tensor, and of a view of all of one."""
     found: list[tuple[int, ...]] = []
     with torch.enable_grad():
         x = torch.zeros(2, 3, requires_grad=True)
-        (_Probe.apply(x, found) * 2).sum().backward()
-        (_Probe.apply(x, found).view(3, 2) * 2).sum().backward()
+        for above in (lambda y: y, lambda y: y.view(3, 2)):
+            y = x * 1 if by_hook else _Probe.apply(x, found)
+            if by_hook:
+                y.register_hook(_HookProbe(found))
+            (above(y) * 2).sum().backward()
     return tuple(found)
 
 
@@ -73,14 +86,16 @@ def _is_private(grad: Tensor) -> bool:
     return True
 
 
-def is_exclusive(grad: Tensor, found: list[tuple[int, ...]] | None = None) -> bool:
-    """Whether only the caller, a backward called by the autograd engine, can see the values of `grad`.
+def is_exclusive(grad: Tensor, found: list[tuple[int, ...]] | None = None, *, by_hook: bool = False) -> bool:
+    """Whether only the caller, a backward or a hook called by the autograd engine, can see the values of `grad`.
 
-    To be called from `backward` itself, with its own argument: callers in between would count as holders.
+    To be called from `backward` (or a hook object's `__call__`) itself, with its own argument: callers in between
+    would count as holders.
 
     Args:
         grad: a gradient as it arrived.
         found: for measuring: takes the holders that were counted.
+        by_hook: the caller is a hook on a tensor.
 
     Returns:
         False where in doubt: subclasses and wrapped tensors, memory that is not torch's own or is shared between
@@ -91,4 +106,4 @@ def is_exclusive(grad: Tensor, found: list[tuple[int, ...]] | None = None) -> bo
     if found is not None:
         found.append(_holders(grad))
         return False
-    return _is_private(grad) and _holders(grad) in _unheld()
+    return _is_private(grad) and _holders(grad) in _unheld(by_hook)

@@ -1,0 +1,107 @@
+"""Patches of the layers of one network, whose features go from layer to layer: no dense gradient, and no tap.
+
+A layer whose features lead to another one of the list gets a gradient from there in any backward that the patches
+start: all layers' patches come from one node, which gives the last layer a gradient. So the node need not make a dense
+gradient for the others. It leaves the patches' gradients with a hook on the features, which adds them to the arriving
+one at S positions. Features get their gradient only when every user of them has run: autograd's own rule keeps the
+order.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.graph import Node
+
+from fastsketch import _backend
+from fastsketch.ops import exclusive
+from fastsketch.ops.eager import nothing_looks_on
+from fastsketch.ops.gather import (
+    gather_patches_backward,
+    gather_without_gradient,
+    is_channels_last,
+    tap_patches_backward,
+)
+
+
+class Addition:
+    """A hook on features: adds what was left here to the gradient that arrives."""
+
+    def __init__(self, index: Tensor) -> None:
+        self.index = index
+        self.grad_patches: Tensor | None = None
+
+    def __call__(self, grad: Tensor | None) -> Tensor | None:
+        """In place where nothing else can come to see the arriving gradient."""
+        left, self.grad_patches = self.grad_patches, None
+        if left is None:
+            return None
+        if grad is None:
+            raise RuntimeError(
+                "features: no gradient arrived from the layers above, to which the patches' was to be added; "
+                "gather each layer by itself (fastsketch.gather_patches), whose gradient is dense"
+            )
+        add = _backend.optional_kernel("tap_patches_add_", "tap_patches_backward", grad.device)
+        if add is not None and exclusive.is_exclusive(grad, by_hook=True):
+            return add(grad, left, self.index)
+        return tap_patches_backward(grad, left, self.index)
+
+
+def _leads_on(features: Sequence[Tensor]) -> list[bool]:
+    """Whether each layer's features lead to those of another one, by autograd's graph."""
+    wanted = {(layer.grad_fn, layer.output_nr) for layer in features if layer.grad_fn is not None}
+    reached: set[tuple[Node, int]] = set()
+    seen = {layer.grad_fn for layer in features if layer.grad_fn is not None}
+    ahead = list(seen)
+    while ahead and len(reached) < len(wanted) - 1:  # the last layer leads nowhere
+        for edge in ahead.pop().next_functions:
+            if edge in wanted:
+                reached.add(edge)
+            if edge[0] is not None and edge[0] not in seen:
+                seen.add(edge[0])
+                ahead.append(edge[0])
+    return [(layer.grad_fn, layer.output_nr) in reached for layer in features]
+
+
+class GatherChain(Function):
+    """`gather_layers` with gradients: left with an `Addition`, or dense for layers without one."""
+
+    @staticmethod
+    def forward(ctx, index: Sequence[Tensor], additions: Sequence[Addition | None], *features: Tensor):
+        """Keep the positions alone, not the features."""
+        ctx.save_for_backward(*index)
+        ctx.additions = additions
+        ctx.layouts = [(list(layer.shape[2:]), is_channels_last(layer)) for layer in features]
+        return tuple(gather_without_gradient(features, index))
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        """Where a graph of the gradients is wanted, all are dense."""
+        made = []
+        for grad, index, addition, layout, needed in zip(
+            grads, ctx.saved_tensors, ctx.additions, ctx.layouts, ctx.needs_input_grad[2:], strict=True
+        ):
+            if needed and addition is not None and not torch.is_grad_enabled():
+                addition.grad_patches = grad
+                made.append(None)
+            else:
+                made.append(gather_patches_backward(grad, index, *layout) if needed else None)
+        return None, None, *made
+
+
+def gather_chain(features: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor] | None:
+    """The patches of all layers, differentiably; None where something looks on that hooks would be hidden from."""
+    if not nothing_looks_on(*features, *index) or torch._C._are_functorch_transforms_active():
+        return None
+    if not torch.is_grad_enabled() or not any(layer.requires_grad for layer in features):
+        return gather_without_gradient([layer.detach() for layer in features], index)
+    additions: list[Addition | None] = []
+    for layer, i, leads_on in zip(features, index, _leads_on(features), strict=True):
+        # A hook that somebody else has set comes first, and would see the gradient without the patches'.
+        others = [hook for hook in (layer._backward_hooks or {}).values() if not isinstance(hook, Addition)]
+        additions.append(Addition(i) if leads_on and layer.requires_grad and not others else None)
+    for layer, addition in zip(features, additions, strict=True):
+        if addition is not None:
+            layer.register_hook(addition)
+    return list(GatherChain.apply(index, additions, *features))
