@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd.profiler_legacy import profile as legacy_profile
 
 from fastsketch.bench.case import Case, Contender, Recipe
 
@@ -128,11 +129,11 @@ def launches(case: Case, name: str, device: str = "cpu") -> int | None:
         return None
     _call(contender, inputs)
     prepared = contender.prepare(inputs)
-    kind = torch.profiler.ProfilerActivity.CUDA if device == "cuda" else torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[kind]) as profile:
+    if device != "cuda":
+        with legacy_profile() as profile:  # the newer one writes to the terminal where there is no GPU
+            contender.run(inputs, prepared)
+        return sum(_is_operator(event) and _is_outermost(event) for event in profile.function_events)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         contender.run(inputs, prepared)
-        if device == "cuda":
-            torch.cuda.synchronize()
-    if device == "cuda":
-        return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
-    return sum(_is_operator(event) and _is_outermost(event) for event in profile.events())
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events())
