@@ -31,6 +31,7 @@ def demo_config(out: Path, weights_dir: Path | None) -> TrainConfig:
         epochs=5,
         decay_epochs=5,
         lr=6e-4,
+        lambda_pixel=10.0,  # with random perceptual weights the pixel loss has to do more
         weights_dir=weights_dir,
     )
     try:

@@ -115,8 +115,8 @@ class TrainConfig:
     """Weight of the adversarial loss."""
     lambda_nce: float = 1.0
     """Weight of the contrastive loss."""
-    lambda_pixel: float = 10.0
-    """Weight of the pixel-wise L1 loss, 0 turns it off [P: added; D: how much]."""
+    lambda_pixel: float = 1.0
+    """Weight of the pixel-wise L1 loss, 0 turns it off [P: added; D: how much, see docs/results.md]."""
     lambda_perceptual: float = 10.0
     """Weight of the VGG16 perceptual loss, 0 turns it off [P: added; D: how much]."""
     identity: bool = True
