@@ -198,7 +198,7 @@ def gather_layers(features: Sequence[Tensor], index: Sequence[Tensor], *, differ
     Args:
         features: one [B, C, *spatial] a layer, as for `gather_patches`, on one device; shapes and dtypes may differ.
         index: one [B, S] or [S] a layer, as for `gather_patches`.
-        differentiable: gradients reach the features, once. A layer whose features lead to another one of the list (as
+        differentiable: gradients reach the features. A layer whose features lead to another one of the list (as
             an encoder's do) gets no dense gradient for it: the patches' is added to the one that arrives from there,
             in place where nothing else can hold that. Unlike a tap, this leaves the features as they are.
 

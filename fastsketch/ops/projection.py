@@ -64,6 +64,6 @@ def project_patches(patches: Sequence[Tensor], parameters: Sequence[Tensor], che
         if torch.is_grad_enabled() and any(x.requires_grad for x in (*patches, *parameters)):
             return ProjectPatches.apply(kernel, len(patches), *patches, *parameters)
         return kernel(patches, parameters, False)[0]
-    except RuntimeError:
+    except (AttributeError, RuntimeError, TypeError):
         check()
         raise
