@@ -49,6 +49,15 @@ inline Dtype floating_dtype(const Tensor& tensor, const char* name) {
   }
 }
 
+// Whether it is float64; else it must be float32.
+inline bool is_double(const Tensor& tensor, const char* name) {
+  const ScalarType type = tensor.scalar_type();
+  STD_TORCH_CHECK(
+      type == ScalarType::Float || type == ScalarType::Double, name, " must be float32 or float64, got ",
+      torch::headeronly::toString(type));
+  return type == ScalarType::Double;
+}
+
 inline ScalarType accumulation_type(Dtype dtype) { return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
 
 inline View view3(const Tensor& tensor, const char* name) {

@@ -7,15 +7,6 @@
 namespace fastsketch {
 namespace {
 
-bool is_double(const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 3, "x must have 3 dimensions, got ", x.dim());
-  const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(
-      type == ScalarType::Float || type == ScalarType::Double, "x must be float32 or float64, got ",
-      torch::headeronly::toString(type));
-  return type == ScalarType::Double;
-}
-
 template <typename T>
 void forward(
     const Tensor& x, const std::vector<Tensor>& layers,
@@ -41,7 +32,8 @@ void backward(
 }  // namespace
 
 std::vector<Tensor> normalize_layers_cpu(Tensor x) {
-  const bool in_double = is_double(x);
+  STD_TORCH_CHECK(x.dim() == 3, "x must have 3 dimensions, got ", x.dim());
+  const bool in_double = is_double(x, "x");
   std::vector<Tensor> layers;
   for (int64_t n = 0; n < x.size(0); ++n)
     layers.push_back(torch::stable::new_empty(x, std::vector<int64_t>{x.size(1), x.size(2)}));
@@ -53,7 +45,8 @@ std::vector<Tensor> normalize_layers_cpu(Tensor x) {
 }
 
 Tensor normalize_layers_gradient_cpu(std::vector<Tensor> grads, Tensor x) {
-  const bool in_double = is_double(x);
+  STD_TORCH_CHECK(x.dim() == 3, "x must have 3 dimensions, got ", x.dim());
+  const bool in_double = is_double(x, "x");
   STD_TORCH_CHECK(
       int64_t(grads.size()) == x.size(0), "grads must hold ", x.size(0), " tensors, got ", grads.size());
   const Tensor grad_x = torch::stable::empty_like(x);

@@ -35,18 +35,13 @@ Projection<T> problem(const std::vector<Tensor>& patches, const std::vector<Tens
   return p;
 }
 
-bool is_double(const std::vector<Tensor>& patches, const std::vector<Tensor>& parameters) {
+void check(const std::vector<Tensor>& patches, const std::vector<Tensor>& parameters) {
   STD_TORCH_CHECK(!patches.empty(), "patches must hold a tensor");
   STD_TORCH_CHECK(
       parameters.size() == PARAMETERS * patches.size(), "parameters must hold four tensors a layer, got ",
       parameters.size(), " for ", patches.size());
   STD_TORCH_CHECK(patches[0].dim() == 3, "patches must have 3 dimensions, got ", patches[0].dim());
   STD_TORCH_CHECK(parameters[0].dim() == 2 && parameters[2].dim() == 2, "weights must have 2 dimensions");
-  const ScalarType type = patches[0].scalar_type();
-  STD_TORCH_CHECK(
-      type == ScalarType::Float || type == ScalarType::Double, "patches must be float32 or float64, got ",
-      torch::headeronly::toString(type));
-  return type == ScalarType::Double;
 }
 
 template <typename T>
@@ -81,7 +76,8 @@ void backward(
 
 std::tuple<Tensor, Tensor> project_patches_forward_cpu(
     std::vector<Tensor> patches, std::vector<Tensor> parameters, bool keep_hidden) {
-  const bool in_double = is_double(patches, parameters);
+  check(patches, parameters);
+  const bool in_double = is_double(patches[0], "patches");
   const Tensor& like = patches[0];
   const int64_t layers = int64_t(patches.size()), hidden_width = parameters[0].size(0);
   const Tensor output = torch::stable::new_empty(
@@ -98,7 +94,8 @@ std::tuple<Tensor, Tensor> project_patches_forward_cpu(
 std::vector<Tensor> project_patches_backward_cpu(
     Tensor grad_output, std::vector<Tensor> patches, Tensor hidden, std::vector<Tensor> parameters, bool need_patches,
     bool need_parameters) {
-  const bool in_double = is_double(patches, parameters);
+  check(patches, parameters);
+  const bool in_double = is_double(patches[0], "patches");
   std::vector<Tensor> grads;
   const auto like = [&](const std::vector<Tensor>& tensors) {
     for (const Tensor& tensor : tensors) grads.push_back(torch::stable::empty_like(tensor));

@@ -9,10 +9,6 @@ namespace {
 
 Transport problem(const Tensor& cost, const char* name, double epsilon, int64_t iterations) {
   STD_TORCH_CHECK(cost.dim() == 3 && cost.numel(), name, " must have 3 dimensions and not be empty");
-  const ScalarType type = cost.scalar_type();
-  STD_TORCH_CHECK(
-      type == ScalarType::Float || type == ScalarType::Double, name, " must be float32 or float64, got ",
-      torch::headeronly::toString(type));
   STD_TORCH_CHECK(epsilon > 0 && iterations > 0, "epsilon and iterations must be positive");
   return {cost.size(0), cost.size(1), cost.size(2), iterations, epsilon};
 }
@@ -22,7 +18,7 @@ Transport problem(const Tensor& cost, const char* name, double epsilon, int64_t 
 Tensor transport_plan_cpu(Tensor cost, double epsilon, int64_t iterations) {
   const Transport p = problem(cost, "cost", epsilon, iterations);
   const Tensor plan = torch::stable::empty_like(cost);
-  if (cost.scalar_type() == ScalarType::Double)
+  if (is_double(cost, "cost"))
     kernels().transport_plan_f64(p, contiguous_data<double>(cost, "cost"), plan.mutable_data_ptr<double>());
   else
     kernels().transport_plan_f32(p, contiguous_data<float>(cost, "cost"), plan.mutable_data_ptr<float>());
@@ -34,7 +30,7 @@ Tensor transport_plan_gradient_cpu(Tensor grad, Tensor plan, double epsilon, int
   check_shape(grad, "grad", {p.images, p.rows, p.columns});
   check_type(grad, "grad", plan.scalar_type());
   const Tensor to = torch::stable::empty_like(plan);
-  if (plan.scalar_type() == ScalarType::Double)
+  if (is_double(plan, "plan"))
     kernels().transport_plan_gradient_f64(
         p, contiguous_data<double>(grad, "grad"), contiguous_data<double>(plan, "plan"), to.mutable_data_ptr<double>());
   else

@@ -7,14 +7,6 @@
 namespace fastsketch {
 namespace {
 
-bool is_double(const Tensor& tensor, const char* name) {
-  const ScalarType type = tensor.scalar_type();
-  STD_TORCH_CHECK(
-      type == ScalarType::Float || type == ScalarType::Double, name, " must be float32 or float64, got ",
-      torch::headeronly::toString(type));
-  return type == ScalarType::Double;
-}
-
 Conv3x3Shape shape_of(Conv3x3Shape s) {
   STD_TORCH_CHECK(s.padding >= 0 && s.padding <= 2, "padding must be 0, 1 or 2, got ", s.padding);
   STD_TORCH_CHECK(s.out_height() > 0 && s.out_width() > 0, "input is smaller than the kernel");

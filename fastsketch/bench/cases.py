@@ -1,6 +1,6 @@
 """The measured cases of the operators: CUT's data path as a whole, and its parts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +23,20 @@ __all__ = ["BORDERS", "CASES", "CPU_CASES", "LAYERS"]
 def as_positions(ids: Sequence[Tensor], batch: int) -> list[Tensor]:
     """CUT's ids [S], the same for all images, as positions [B, S]."""
     return [i.expand(batch, -1) for i in ids]
+
+
+def agree(
+    features: Features, samples: int, network: torch.nn.Module, prepare: Callable, runs: Sequence[Callable]
+) -> None:
+    """Check that ways through the loss path have the same loss and gradients, given the same positions."""
+    ids = cut.draw_ids(features.query, samples)
+    results = []
+    for run in runs:
+        loss = run(features, prepare(features), ids=ids)
+        grads = sorted(features.arrived, key=lambda g: (g.shape, g.flatten()[0].item()))
+        results.append((loss, *grads, *(p.grad.clone() for p in network.parameters())))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-3 if one.is_cuda else 1e-4)
 
 
 def loss_path(
@@ -71,14 +85,7 @@ def loss_path(
         return loss
 
     def check(features: Features) -> None:
-        ids = cut.draw_ids(features.query, samples)
-        results = []
-        for run in (theirs, ours):
-            loss = run(features, prepare(features), ids=ids)
-            grads = sorted(features.arrived, key=lambda g: (g.shape, g.flatten()[0].item()))
-            results.append((loss, *grads, *(p.grad.clone() for p in network.parameters())))
-        for one, other in zip(*results, strict=True):
-            torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-3 if device.type == "cuda" else 1e-4)
+        agree(features, samples, network, prepare, (theirs, ours))
 
     def make() -> Features:
         return Features(batch, shapes, grid, device)
@@ -113,14 +120,7 @@ def drop_in(batch: int, device: torch.device, side: int = 256, samples: int = SA
         return loss
 
     def check(features: Features) -> None:
-        ids = cut.draw_ids(features.query, samples)
-        results = []
-        for run in (theirs, ours):
-            loss = run(features, prepare(features), ids=ids)
-            grads = sorted(features.arrived, key=lambda g: (g.shape, g.flatten()[0].item()))
-            results.append((loss, *grads, *(p.grad.clone() for p in network.parameters())))
-        for one, other in zip(*results, strict=True):
-            torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-3 if device.type == "cuda" else 1e-4)
+        agree(features, samples, network, prepare, (theirs, ours))
 
     def make() -> Features:
         return Features(batch, shapes, shapes[-1][1:], device)

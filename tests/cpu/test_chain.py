@@ -175,20 +175,6 @@ class HandDown(torch.autograd.Function):
         return ctx.box.pop(), None
 
 
-@pytest.mark.parametrize(
-    "keep",
-    [
-        lambda g: g,
-        lambda g: g.detach(),
-        lambda g: g.view(-1),
-        lambda g: g[0],
-        lambda g: g.numpy(),
-        lambda g: g.untyped_storage(),
-        lambda g: torch.utils.dlpack.to_dlpack(g),
-        lambda g: __import__("weakref").ref(g),
-    ],
-    ids=["tensor", "detached", "view", "part", "numpy", "storage", "dlpack", "weakref"],
-)
 def test_a_gradient_that_is_held_is_copied(added, keep):
     x = torch.randn(1, 3, 4, 4, requires_grad=True)
     below = x * 1
