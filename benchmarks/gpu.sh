@@ -16,7 +16,7 @@ mkdir -p "$1" && OUT=$(cd "$1" && pwd) || exit 2
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 PYTHON=${PYTHON:-python3}
 BUDGET=${FASTSKETCH_BUDGET:-570}
-GRACE=5 # seconds between being asked to end and being made to
+GRACE=10 # seconds between being asked to end and being made to
 existing() { if [ -e "$1" ]; then echo "$PWD/$1"; fi; }
 WHEELS=${FASTSKETCH_WHEELS:-$(existing .carry/wheels)}
 DATA=${FASTSKETCH_DATA:-$(existing .carry/data/cufs)}
@@ -36,7 +36,7 @@ step() { # step NAME SECONDS COMMAND...: at most so many seconds, and what is le
         echo 1 >>"$STATUS"
         return
     fi
-    timeout --kill-after=$GRACE "$limit" "$@" >"$OUT/$name.log" 2>&1 </dev/null
+    timeout --signal=INT --kill-after=$GRACE "$limit" "$@" >"$OUT/$name.log" 2>&1 </dev/null
     code=$?
     case $code in
     0) say "ok      $name  $((SECONDS - start)) s" ;;
@@ -54,7 +54,7 @@ if [ -n "$WHEELS" ]; then
     step wheels 40 "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --target "$SITE" "$WHEELS"/*.whl
     export PYTHONPATH="$PYTHONPATH:$SITE"
 fi
-GPU=$(timeout 60 "$PYTHON" -c 'import torch; print(int(torch.cuda.is_available()))') || exit 2
+GPU=$(timeout 150 "$PYTHON" -c 'import torch; print(int(torch.cuda.is_available()))') || exit 2
 MISSING=$(timeout 60 "$PYTHON" - <<'P'
 import importlib.util
 needed = "pytest triton cv2 matplotlib tensorboard safetensors tyro tqdm torchvision torchmetrics piq lpips scipy".split()
@@ -66,16 +66,19 @@ say "fastsketch on $([ "$GPU" = 1 ] && nvidia-smi -L | head -n 1 | cut -d'(' -f1
 
 TESTS=("$PYTHON" -m pytest -q -p no:cacheprovider)
 if [ "$GPU" = 1 ]; then
-    step build 100 env MAX_JOBS="$(nproc)" "$PYTHON" setup.py build_ext --inplace
-    step info 30 "$PYTHON" -c 'from fastsketch.info import report; print(report())'
+    ARCH=$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
+    # Compiling one kernel after the other takes too long: several processes, where pytest-xdist is there.
+    workers() { "$PYTHON" -c 'import xdist' 2>/dev/null && echo "-n $1"; }
+    step build 200 env FASTSKETCH_CUDA=1 TORCH_CUDA_ARCH_LIST="$ARCH" MAX_JOBS="$(nproc)" "$PYTHON" setup.py build_ext --inplace
+    step info 90 "$PYTHON" -c 'from fastsketch.info import report; print(report())'
     # Side by side: most of their time goes into compiling kernels on the CPU, and nothing in them is timed.
-    step tests_triton 150 "${TESTS[@]}" -m gpu tests/gpu/test_triton_kernels.py &
+    step tests_triton 150 "${TESTS[@]}" $(workers 6) -m gpu tests/gpu/test_triton_kernels.py &
     step tests_sampling 150 "${TESTS[@]}" -m gpu tests/gpu/test_sampling_cuda.py &
-    step tests_operators 150 env FASTSKETCH_TEST_DEVICE=cuda "${TESTS[@]}" -k triton \
+    step tests_operators 150 env FASTSKETCH_TEST_DEVICE=cuda "${TESTS[@]}" $(workers 4) -k triton \
         tests/reference/test_patch_nce.py tests/reference/test_gather.py tests/reference/test_attention.py &
     wait
     if command -v compute-sanitizer >/dev/null; then
-        step sanitizer 45 compute-sanitizer --tool memcheck --error-exitcode 9 "${TESTS[@]}" -m gpu \
+        step sanitizer 90 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 "${TESTS[@]}" -m gpu \
             tests/gpu/test_triton_kernels.py -k "strides or layers or without_negatives"
     fi
     QUICK=() ROUNDS=15 SIZE=()
@@ -90,7 +93,7 @@ write_faces(Path(sys.argv[1]), train=4, test=1, height=64, width=64)' "$DATA"
 fi
 
 # Whole training steps against CUT's, then the operators' bars with what is left before the training run.
-STEPS=90 TRAINING=60
+STEPS=150 TRAINING=60
 if [ "$GPU" = 1 ]; then
     STEP=(--device cuda --sizes 256 --batches 1 8 --rounds 10)
 else

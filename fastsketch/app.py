@@ -17,6 +17,7 @@ from fastsketch.drawing import draw, find_generator
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator, StructureSampler
 from fastsketch.training.checkpoint import load_generator
+from fastsketch.training.generate import SMALLEST
 from fastsketch.training.images import fit_within, read_photo
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.trainer import RunPaths, load_settings
@@ -24,8 +25,6 @@ from fastsketch.training.translator import structure_sampler
 
 IMAGE_SIZE = 256
 """Photos are scaled down to fit this many pixels where the generator's run is not known."""
-SMALLEST = 8
-"""Pixels a side that a photo needs at least."""
 LARGEST_FILE = "32mb"
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "

@@ -49,6 +49,8 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _check_above_zero(name: str, value: float) -> None:
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(f"{name} must be a number, got a tensor that wants a gradient, which would be lost")
     if not 0 < value < math.inf:  # math.isfinite would break the graph where torch.compile makes the float symbolic
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
@@ -86,10 +88,11 @@ def patch_nce(
 
     Returns:
         float32, or float64 for float64 input; a scalar, or [B, S] with ``reduction="none"``. Accumulated in
-        that dtype. Under autocast the inputs are taken as float32.
+        that dtype. Under autocast the inputs are taken as float32. Any number of times differentiable; for the
+        second derivative the S×S logits are stored.
 
     Raises:
-        TypeError: a wrong type or dtype.
+        TypeError: a wrong type or dtype, or a temperature that wants a gradient (divide `query` by it instead).
         ValueError: a wrong shape, device, choice or temperature, or a region missing or not wanted.
     """
     _check_tensor("query", query, _FLOATING)
@@ -170,7 +173,7 @@ def gather_patches(features: Tensor, index: Tensor) -> Tensor:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape or device; a position out of range.
     """
-    return _gather.gather_patches_forward(features, _check_positions(features, index))
+    return _gather.gather_patches(features, _check_positions(features, index))
 
 
 def tap_patches(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,7 +224,7 @@ def gather_layers(features: Sequence[Tensor], index: Sequence[Tensor], *, differ
         return _gather.gather_without_gradient([layer.detach() for layer in features], positions)
     patches = _chain.gather_chain(features, positions)
     if patches is None:
-        return [_gather.gather_patches_forward(layer, i) for layer, i in zip(features, positions, strict=True)]
+        return [_gather.gather_patches(layer, i) for layer, i in zip(features, positions, strict=True)]
     return patches
 
 
@@ -245,6 +248,26 @@ def project_patches(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -> 
         _check_projection(patches, parameters)
 
     return _projection.project_patches(patches, parameters, check)
+
+
+def project_and_normalize(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
+    r"""Project as `project_patches`, and divide each row y by ‖y‖₂ + 1e-7 [L: CUT's netF].
+
+    Args:
+        patches, parameters: as for `project_patches`.
+
+    Returns:
+        One [B·S, D] a layer in the patches' dtype, no views. Any number of times differentiable; a layer that is not
+        used gets no gradient.
+
+    Raises:
+        TypeError, ValueError: as `project_patches`.
+    """
+
+    def check() -> None:
+        _check_projection(patches, parameters)
+
+    return _projection.project_and_normalize(patches, parameters, check)
 
 
 def _check_projection(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
@@ -398,7 +421,8 @@ def attention_statistics(
 
     Returns:
         (received [B, M], entropy [B, N]), float32 (float64 for float64 input), accumulated in that dtype;
-        received sums to 1 an image, entropy lies in [0, log M]. Differentiable once.
+        received sums to 1 an image, entropy lies in [0, log M]. Any number of times differentiable; from the second
+        derivative on the matrix is stored.
 
     Raises:
         TypeError: a wrong type or dtype.
@@ -417,7 +441,7 @@ def attention_statistics(
         scale = query.shape[-1] ** -0.5
     if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
-    return _attention.attention_statistics_forward(query, key, float(scale))[:2]
+    return _attention.attention_statistics(query, key, float(scale))
 
 
 def local_density(structure_map: Tensor, window: int = 7) -> Tensor:

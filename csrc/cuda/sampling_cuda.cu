@@ -126,7 +126,7 @@ uintptr_t lay_out(Problem& p, uintptr_t memory, bool with_candidates) {
 std::pair<Tensor, Tensor> stable_sort(const Tensor& values) {  // rows; values and positions
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(values), from(std::optional<bool>(true)), from(int64_t{-1}), from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
@@ -180,7 +180,7 @@ Tensor sample_patches_cuda(
   const Tensor index = torch::stable::new_empty(density, std::array<int64_t, 2>{images, num_patches}, ScalarType::Long);
   if (images == 0) return index;
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(density.get_device(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(density.get_device(), &stream));
   check(cudaFuncSetAttribute(select_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(sizeof(SelectShared))));
 
   const bool with_candidates = num_patches <= CAPACITY;

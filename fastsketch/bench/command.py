@@ -81,18 +81,35 @@ def _step(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list
     effort = Effort(options.rounds or 5, 0, False, options.memory, options.device, warm_up=1)
     rows: list[Row] = []
     raw: Times = {}
+    failed: list[str] = []
     for side, preset, batch in itertools.product(options.sizes, options.presets, options.batches):
         recipe, name = step.recipe(side, preset, options.device, batch), step.case_name(side, preset, batch)
-        new, times, _ = measure_case(name, recipe, about, effort)
+        try:
+            new, times, _ = measure_case(name, recipe, about, effort)
+        except (AssertionError, RuntimeError) as error:
+            print(f"{name} FAILED: {error}", flush=True)
+            failed.append(name)
+            continue
         print("", record.table(new), sep="\n")
         for row in new:
-            print(f"  {row.implementation:22}{batch * 1e3 / row.p50_ms:.3g} images/s")
+            print(f"  {row.implementation:22}{batch * 1e3 / row.p50_ms:.3g} images/s", flush=True)
+        rows += new
+        raw |= times
+        _save(options, about, rows, raw)  # at once: a later case may take longer than there is time
         case = recipe.case(options.device)
         spent = {contender: profile.breakdown(case, contender, options.device) for contender in case.contenders}
         print(profile.table(spent), flush=True)
-        rows += new
-        raw |= times
-    return rows, raw, []
+    return rows, raw, failed
+
+
+def _save(options: Bench, about: dict[str, str], rows: list[Row], times: Times) -> Path | None:
+    """The file of the rows, where they are to be kept."""
+    if options.save is None or not rows:
+        return None
+    path = options.save / f"{machine.file_stem(options.device, about)}.csv"
+    record.save(path, rows)
+    record.save_raw(path.with_name(f"{path.stem}-raw.csv"), times)
+    return path
 
 
 PARTS = {"operators": _operators, "scaling": _scaling, "step": _step}
@@ -128,10 +145,7 @@ def bench(arguments: Sequence[str], prog: str = "fastsketch bench", save: Path |
         new, times, broken = PARTS[part](options, about)
         rows += new
         failed += broken
-        if options.save is not None and new:
-            path = options.save / f"{machine.file_stem(options.device, about)}.csv"
-            record.save(path, new)
-            record.save_raw(path.with_name(f"{path.stem}-raw.csv"), times)
+        if path := _save(options, about, new, times):
             print(f"saved: {path}, {path.stem}-raw.csv")
             rows = record.read(path) if part == options.what[-1] else rows
     if options.plot is not None and rows:

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastsketch.functional import gather_layers, patch_nce, project_patches
+from fastsketch.functional import gather_layers, patch_nce, project_and_normalize, project_patches
 from fastsketch.nn.projection import is_plain, plain_parameters
-from fastsketch.ops.normalization import normalize_layers
 
 INITIALISERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "normal": lambda weight, gain: nn.init.normal_(weight, 0.0, gain),
@@ -79,11 +78,11 @@ class PatchNCELoss(nn.Module):
             ValueError: other shapes, or no number of images is known that divides the rows.
         """
         shape = self._shape(feat_q, feat_k)
+        temperature = self.opt.nce_T
+        if isinstance(temperature, Tensor) and temperature.requires_grad:  # it is learned: let autograd see it
+            feat_q, temperature = feat_q / temperature, 1.0
         loss = patch_nce(
-            feat_q.reshape(shape),
-            feat_k.detach().reshape(shape),
-            temperature=self.opt.nce_T,
-            reduction="none",
+            feat_q.reshape(shape), feat_k.detach().reshape(shape), temperature=temperature, reduction="none"
         )
         return loss.flatten()
 
@@ -212,7 +211,7 @@ class PatchSampleF(nn.Module):
             patch_ids = self.draw_ids(sizes, num_patches, feats[0].device)
 
         if num_patches > 0:
-            ids = [torch.as_tensor(i, dtype=torch.int64, device=feats[0].device) for i in patch_ids[: len(feats)]]
+            ids = [self._as_ids(i, feats[0].device) for i in patch_ids[: len(feats)]]
             return_feats = self._project_layers(gather_layers(feats, ids, differentiable=True))
             for feat, patches in zip(feats, return_feats, strict=True):
                 patches.num_images = feat.shape[0]
@@ -234,8 +233,14 @@ class PatchSampleF(nn.Module):
         everything = torch.from_numpy(np.concatenate(ids)).to(device, torch.int64)
         return list(everything.split([len(layer) for layer in ids]))
 
+    @staticmethod
+    def _as_ids(ids: Tensor | np.ndarray | Sequence[int], device: torch.device) -> Tensor:
+        """int64 on the device; a numpy array is copied, since its owner may shuffle it before the backward."""
+        make = torch.tensor if isinstance(ids, np.ndarray) else torch.as_tensor
+        return make(ids, dtype=torch.int64, device=device)
+
     def _project_layers(self, patches: Sequence[Tensor]) -> list[Tensor]:  # each [B, S, C] -> [B·S, nc]
-        """Project and normalise, all layers in one call where they are alike and their mlps are as they were made."""
+        """Project and normalise, all layers in one call where they are alike and the modules are as they were made."""
         mlps = [getattr(self, f"mlp_{feat_id}", None) for feat_id in range(len(patches))] if self.use_mlp else []
         parameters = [plain_parameters(mlp) for mlp in mlps if mlp is not None]
         first = patches[0]
@@ -244,14 +249,12 @@ class PatchSampleF(nn.Module):
             layer and layer[0].dtype == dtype and layer[0].shape[1] == x.shape[2]
             for layer, x in zip(parameters, patches, strict=True)
         )
-        if not alike or any(x.dtype != first.dtype or x.shape[:2] != first.shape[:2] for x in patches):
+        alike = alike and all(x.dtype == first.dtype and x.shape[:2] == first.shape[:2] for x in patches)
+        if not (alike and is_plain(self.l2norm, Normalize) and self.l2norm.power == 2):
             return [self._project_and_normalise(feat_id, x.flatten(0, 1)) for feat_id, x in enumerate(patches)]
         with torch.autocast(first.device.type, enabled=False):
             flat = [parameter for layer in parameters for parameter in layer]
-            projected = project_patches([x.to(dtype) for x in patches], flat).flatten(1, 2)
-            if is_plain(self.l2norm, Normalize) and self.l2norm.power == 2:
-                return normalize_layers(projected)
-            return [self.l2norm(x) for x in projected.unbind()]
+            return project_and_normalize([x.to(dtype) for x in patches], flat)
 
     def _project_and_normalise(self, feat_id: int, patches: Tensor) -> Tensor:
         with torch.autocast(patches.device.type, enabled=False):
@@ -271,14 +274,14 @@ class PatchSampleF(nn.Module):
                 f"feats[{feat_id}] has {patches.shape[-1]} channels, mlp_{feat_id} was made for {first.in_features}"
             )
         dtype = torch.promote_types(dtype, first.weight.dtype)
-        if first.weight.dtype == dtype:
-            patches, parameters = patches.to(dtype), plain_parameters(mlp)
-            if not parameters:
-                return mlp(patches)
+        patches, parameters = patches.to(dtype), [x.to(dtype) for x in plain_parameters(mlp)]
+        if parameters:
             shape = patches.shape if patches.dim() == 3 else (1, *patches.shape)
-            return project_patches([patches.view(shape)], parameters)[0].view(*patches.shape[:-1], -1)
+            return project_patches([patches.view(shape)], parameters)[0].view(*patches.shape[:-1], len(parameters[2]))
+        if first.weight.dtype == dtype:
+            return mlp(patches)
         weights = {name: weight.to(dtype) for name, weight in mlp.named_parameters()}
-        return torch.func.functional_call(mlp, weights, patches.to(dtype))
+        return torch.func.functional_call(mlp, weights, patches)
 
     @staticmethod
     def _check(feats: Sequence[Tensor], num_patches: int, patch_ids: Sequence | None) -> None:

@@ -25,8 +25,7 @@ def plain_parameters(mlp: nn.Module) -> tuple[Tensor, ...]:
         return ()
     if not all(is_plain(part, kind) for part, kind in zip(parts, kinds, strict=True)):
         return ()
-    first, second = parts[0]._parameters, parts[2]._parameters
-    parameters = (first["weight"], first["bias"], second["weight"], second["bias"])
+    parameters = (parts[0].weight, parts[0].bias, parts[2].weight, parts[2].bias)
     return () if any(x is None for x in parameters) else parameters
 
 

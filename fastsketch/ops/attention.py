@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 
 from fastsketch import _backend
+from fastsketch.ops import formula
+from fastsketch.ops.eager import is_transformed, nothing_looks_on
+from fastsketch.reference import attention as plain
 from fastsketch.reference.patch_nce import accumulation_dtype
 
 
@@ -47,6 +50,10 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_received, grad_entropy, _):
+    query, key, *_ = ctx.saved_tensors
+    if torch.is_grad_enabled() and nothing_looks_on(query, key, grad_received, grad_entropy):
+        run = lambda q, k: plain.attention_statistics_forward(q, k, ctx.scale)[:2]  # noqa: E731
+        return *formula.gradients(run, (query, key), ctx.needs_input_grad[:2], (grad_received, grad_entropy)), None
     grads = attention_statistics_backward(grad_received, grad_entropy, *ctx.saved_tensors, ctx.scale)
     return (*grads, None)
 
@@ -54,3 +61,11 @@ def _backward(ctx, grad_received, grad_entropy, _):
 attention_statistics_forward.register_autograd(_backward, setup_context=_setup_context)
 for _device in ("cpu", "cuda"):
     attention_statistics_forward.register_autocast(_device, torch.float32)
+
+
+def attention_statistics(query: Tensor, key: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Received attention and entropy, by the operator, or the plain formula for a transform."""
+    if not is_transformed():
+        return attention_statistics_forward(query, key, scale)[:2]
+    with torch.autocast(query.device.type, enabled=False):
+        return plain.attention_statistics_forward(query, key, scale)[:2]

@@ -1,10 +1,13 @@
 """Patches of the layers of one network, whose features go from layer to layer: no dense gradient, and no tap.
 
-A layer whose features lead to another one of the list gets a gradient from there in any backward that the patches
-start: all layers' patches come from one node, which gives the last layer a gradient. So the node need not make a dense
-gradient for the others. It leaves the patches' gradients with a hook on the features, which adds them to the arriving
-one at S positions. Features get their gradient only when every user of them has run: autograd's own rule keeps the
-order.
+A layer whose features lead to another one of the list gets a gradient from there in any backward of everything that
+the patches of all layers start: they come from one node, which gives the last layer a gradient. So the node need not
+make a dense gradient for the others. It leaves the patches' gradients with a hook on the features, which adds them to
+the arriving one at S positions. Features get their gradient only when every user of them has run: autograd's own rule
+keeps the order.
+
+In a backward to given inputs all gradients are dense: there a node may not run, or its gradient be taken before the
+hook.
 """
 
 from collections.abc import Sequence
@@ -24,17 +27,21 @@ from fastsketch.ops.gather import (
     tap_patches_backward,
 )
 
+_backward_pass = torch._C._current_graph_task_id
+
 
 class Addition:
-    """A hook on features: adds what was left here to the gradient that arrives."""
+    """A hook on features: adds what the same backward pass has left here to the gradient that arrives."""
+
+    __torch_unserializable__ = True  # saving features leaves it behind, without a warning
 
     def __init__(self, index: Tensor) -> None:
         self.index = index
-        self.grad_patches: Tensor | None = None
+        self.left: dict[int, Tensor] = {}
 
     def __call__(self, grad: Tensor | None) -> Tensor | None:
         """In place where nothing else can come to see the arriving gradient."""
-        left, self.grad_patches = self.grad_patches, None
+        left = self.left.pop(_backward_pass(), None)
         if left is None:
             return None
         if grad is None:
@@ -68,31 +75,45 @@ class GatherChain(Function):
     """`gather_layers` with gradients: left with an `Addition`, or dense for layers without one."""
 
     @staticmethod
-    def forward(ctx, index: Sequence[Tensor], additions: Sequence[Addition | None], *features: Tensor):
-        """Keep the positions alone, not the features."""
+    def forward(ctx, index: Sequence[Tensor], additions: Sequence[Addition | None], leaf: Tensor, *features: Tensor):
+        """Keep the positions alone, not the features. The leaf gets no gradient: it tells what a backward is for."""
         ctx.save_for_backward(*index)
         ctx.additions = additions
         ctx.layouts = [(list(layer.shape[2:]), is_channels_last(layer)) for layer in features]
-        return tuple(gather_without_gradient(features, index))
+        ctx.set_materialize_grads(False)
+        patches = gather_without_gradient(features, index)
+        ctx.mark_non_differentiable(*(p for p, layer in zip(patches, features, strict=True) if not layer.requires_grad))
+        return tuple(patches)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
-        """Where a graph of the gradients is wanted, all are dense."""
-        made = []
+    def _leaves(ctx, grads: Sequence[Tensor | None]) -> bool:
+        """Whether every layer's node is sure to run with its hooks, in a backward of everything from all layers."""
+        needed = ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled() or any(n and grad is None for n, grad in zip(needed, grads, strict=True)):
+            return False
+        return nothing_looks_on(*grads) and torch._C._will_engine_execute_node(ctx.next_functions[0][0])
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor | None):
+        """Left with the additions, or dense; a layer that no loss looks at gets none."""
+        made: list[Tensor | None] = []
+        leaves = GatherChain._leaves(ctx, grads)
         for grad, index, addition, layout, needed in zip(
-            grads, ctx.saved_tensors, ctx.additions, ctx.layouts, ctx.needs_input_grad[2:], strict=True
+            grads, ctx.saved_tensors, ctx.additions, ctx.layouts, ctx.needs_input_grad[3:], strict=True
         ):
-            if needed and addition is not None and not torch.is_grad_enabled():
-                addition.grad_patches = grad
+            if grad is None or not needed:
+                made.append(None)
+            elif addition is not None and leaves:
+                addition.left[_backward_pass()] = grad
                 made.append(None)
             else:
-                made.append(gather_patches_backward(grad, index, *layout) if needed else None)
-        return None, None, *made
+                made.append(gather_patches_backward(grad, index, *layout))
+        return None, None, None, *made
 
 
 def gather_chain(features: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor] | None:
     """The patches of all layers, differentiably; None where something looks on that hooks would be hidden from."""
-    if not nothing_looks_on(*features, *index) or torch._C._are_functorch_transforms_active():
+    if not nothing_looks_on(*features, *index):
         return None
     if not torch.is_grad_enabled() or not any(layer.requires_grad for layer in features):
         return gather_without_gradient([layer.detach() for layer in features], index)
@@ -104,4 +125,4 @@ def gather_chain(features: Sequence[Tensor], index: Sequence[Tensor]) -> list[Te
     for layer, addition in zip(features, additions, strict=True):
         if addition is not None:
             layer.register_hook(addition)
-    return list(GatherChain.apply(index, additions, *features))
+    return list(GatherChain.apply(index, additions, torch.empty(0, requires_grad=True), *features))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 _PLAIN = (Tensor, Parameter)
@@ -24,6 +25,13 @@ def are_plain(tensors: Iterable[Tensor | None]) -> bool:
     return True
 
 
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: they see through torch's own operators alone."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def nothing_looks_on(*tensors: Tensor | None) -> bool:
     """Whether only autograd, which the caller sees to, could want to know of a call with these arguments."""
-    return not torch.compiler.is_compiling() and are_plain(tensors)
+    return not torch.compiler.is_compiling() and are_plain(tensors) and not is_transformed()

@@ -8,8 +8,8 @@ from torch.autograd import Function
 
 from fastsketch import _backend
 from fastsketch.ops import exclusive
-from fastsketch.ops.eager import nothing_looks_on
-from fastsketch.reference.gather import empty_features
+from fastsketch.ops.eager import are_plain, is_transformed, nothing_looks_on
+from fastsketch.reference import gather as plain
 
 
 def _check_positions(index: Tensor, size: int) -> None:
@@ -65,7 +65,7 @@ def gather_patches_backward(grad_patches: Tensor, index: Tensor, spatial: Sequen
 @gather_patches_backward.register_fake
 def _(grad_patches, index, spatial, channels_last):
     shape = (grad_patches.shape[0], grad_patches.shape[2], *spatial)
-    return empty_features(grad_patches, shape, channels_last)
+    return plain.empty_features(grad_patches, shape, channels_last)
 
 
 @torch.library.custom_op("fastsketch::tap_patches_backward", mutates_args=())
@@ -127,20 +127,32 @@ gather_patches_backward.register_autograd(_double_backward, setup_context=_doubl
 tap_patches_backward.register_autograd(_tap_double_backward, setup_context=_tap_double_backward_context)
 
 
+def gather_patches(features: Tensor, index: Tensor) -> Tensor:
+    """The operator, or the plain formula for a transform."""
+    if not is_transformed():
+        return gather_patches_forward(features, index)
+    if are_plain((index,)):
+        _check_positions(index, features.shape[2:].numel())
+    return plain.gather_patches_forward(features, index)
+
+
 def _gather(features: Tensor, index: Tensor) -> Tensor:
     """The patches; what autograd has to know is above this call."""
     return (_gather_patches if nothing_looks_on(features, index) else gather_patches_forward)(features, index)
 
 
 def gather_without_gradient(features: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor]:
-    """`gather_layers`, straight to the kernel where nothing looks on."""
+    """`gather_layers`, straight to the kernel where nothing looks on; the plain formula for a transform."""
+    if is_transformed():
+        return [gather_patches(layer, i) for layer, i in zip(features, index, strict=True)]
     return (_gather_layers if nothing_looks_on(*features, *index) else gather_layers)(features, index)
 
 
 def tap_patches(features: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """`TapPatches` in the form that suits the caller."""
-    eager = nothing_looks_on(features, index) and not torch._C._are_functorch_transforms_active()
-    return (_EagerTap if eager else TapPatches).apply(features, index)
+    """`TapPatches` in the form that suits the caller; for a transform, which makes its own derivatives, the formula."""
+    if is_transformed():
+        return features.view_as(features), gather_patches(features, index)
+    return (_EagerTap if nothing_looks_on(features, index) else TapPatches).apply(features, index)
 
 
 class TapPatches(Function):

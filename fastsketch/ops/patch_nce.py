@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastsketch import _backend
-from fastsketch.ops.eager import nothing_looks_on
+from fastsketch.ops import formula
+from fastsketch.ops.eager import is_transformed, nothing_looks_on
+from fastsketch.reference import patch_nce as plain
 from fastsketch.reference.patch_nce import accumulation_dtype
 
 
@@ -97,10 +99,22 @@ def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
+def _plain_gradients(grad_loss, query, key, region, options, needed):
+    """Where a graph of the gradients is wanted: the S×S logits are stored."""
+
+    def losses(query: Tensor, key: Tensor) -> Tensor:
+        return plain.patch_nce_forward(query, key, region, *options)[0]
+
+    return formula.gradients(losses, (query, key), needed, grad_loss)
+
+
 def _backward(ctx, grad_loss, *_):
     if grad_loss is None:
         return (None,) * 6
     need = ctx.needs_input_grad[:2]
+    query, key, region, *_ = ctx.saved_tensors
+    if torch.is_grad_enabled() and nothing_looks_on(query, key, grad_loss):
+        return *_plain_gradients(grad_loss, query, key, region, ctx.options, need), None, None, None, None
     grads = patch_nce_backward(grad_loss, *ctx.saved_tensors, *ctx.options, *need)
     grads = [grad if needed else None for grad, needed in zip(grads, need, strict=True)]
     return (*grads, None, None, None, None)
@@ -129,23 +143,20 @@ class PatchNCE(Function):
 
     @staticmethod
     def backward(ctx, grad_loss):
-        """The query's gradient from the forward pass, the key's by recomputation.
-
-        Where a graph of them is wanted, both by the operator: its second derivative is an error, not a wrong number.
-        """
+        """The query's gradient from the forward pass, the key's by recomputation."""
         query, key, region, *rest = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:3]
+        if torch.is_grad_enabled():
+            grads = _plain_gradients(grad_loss, query, key, region, ctx.options, needed)
+            return None, *grads, None, None, None, None
         gradient, ctx.gradient = ctx.gradient, None
         grad_query = grad_key = None
-        need_query, need_key = ctx.needs_input_grad[1:3]
-        if need_query and not torch.is_grad_enabled():
+        if needed[0]:
             if gradient is None:
                 gradient = ctx.kernel(query, key, region, *ctx.options)[-1]
             grad_query = gradient.mul_(grad_loss[..., None]).to(query.dtype)
-            need_query = False
-        if need_query or need_key:
-            made = patch_nce_backward(grad_loss, query, key, region, *rest, *ctx.options, need_query, need_key)
-            grad_query = made[0] if need_query else grad_query
-            grad_key = made[1] if need_key else None
+        if needed[1]:
+            grad_key = patch_nce_backward(grad_loss, query, key, region, *rest, *ctx.options, False, True)[1]
         return None, grad_query, grad_key, None, None, None, None
 
 
@@ -157,8 +168,13 @@ def patch_nce_losses(
     negatives: str,
     normalize: bool,
 ) -> Tensor:
-    """Losses [B, S], by the shorter way where a gradient will be wanted and nothing but autograd looks at the call."""
+    """Losses [B, S], by the shorter way where a gradient will be wanted and nothing but autograd looks at the call; by
+    the plain formula for a transform.
+    """
     options = (region, temperature, negatives, normalize)
+    if is_transformed():
+        with torch.autocast(query.device.type, enabled=False):
+            return plain.patch_nce_forward(query, key, *options)[0]
     if torch.is_grad_enabled() and query.requires_grad and nothing_looks_on(query, key, region):
         kernel = _backend.optional_kernel("patch_nce_forward_with_gradient", "patch_nce_forward", query.device)
         if kernel is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -111,6 +112,12 @@ class SketchDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the names of the pairs and sketches, wherever they lie: a run goes on with the same ones."""
+        names = [f"{pair.subset}/{pair.name}" for pair in self.pairs] + [path.name for path in self.drawings]
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     @property
     def epoch(self) -> int:

@@ -23,6 +23,9 @@ from fastsketch.training.images import (
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair
 
+SMALLEST = 8
+"""Pixels a side that a photo needs at least, once it is scaled."""
+
 
 @torch.inference_mode()
 def draw_sketch(generator: ResnetGenerator, photo: Image.Image, mask: Image.Image | None) -> Image.Image:
@@ -54,7 +57,9 @@ def find_photos(sources: Iterable[Path]) -> list[Pair]:
     found: list[Pair] = []
     for source in sources:
         if source.is_dir():
-            inside = sorted(p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(
+                p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+            )
             if not inside:
                 raise FastsketchError(f"{source}: no pictures in this folder")
         elif source.is_file():
@@ -63,6 +68,15 @@ def find_photos(sources: Iterable[Path]) -> list[Pair]:
             raise FastsketchError(f"{source}: no such file or folder")
         found += [Pair(photo=p, sketch=None, mask=None, subset="", name=p.stem) for p in inside]
     return found
+
+
+def _check_size(photo: Image.Image, path: Path, image_size: int | None) -> None:
+    scale = 1.0 if image_size is None else min(1.0, image_size / max(photo.size))
+    if round(min(photo.size) * scale) < SMALLEST:
+        drawn = "" if scale == 1 else f", to be scaled down to {image_size}"
+        raise FastsketchError(
+            f"{path}: {photo.width}×{photo.height} pixels{drawn}; the shorter side needs {SMALLEST} at least"
+        )
 
 
 def draw_sketches(
@@ -86,7 +100,8 @@ def draw_sketches(
         quiet: no progress bar.
 
     Raises:
-        FastsketchError: an unreadable photo, or two photos of one name: nothing is drawn then.
+        FastsketchError: two photos of one name, when nothing is drawn; an unreadable photo, or one that is too
+            small or too narrow, when those before it are drawn.
     """
     targets = [out / pair.subset / f"{pair.name}.png" for pair in photos]
     twice = {target for target in targets if targets.count(target) > 1} if len(set(targets)) < len(targets) else ()
@@ -96,6 +111,7 @@ def draw_sketches(
         if target.resolve() == pair.photo.resolve():
             raise FastsketchError(f"{target} would overwrite the photo itself: choose another output folder")
         photo = read_photo(pair.photo)
+        _check_size(photo, pair.photo, image_size)
         mask = masks(photo, given=pair.mask, name=str(pair.photo)) if generator.mask_channel else None
         if image_size is not None:
             photo = fit_within(photo, image_size, image_size)

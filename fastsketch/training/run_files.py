@@ -38,11 +38,20 @@ def load_settings(path: Path) -> TrainConfig:
     """
     if not path.is_file():
         raise FastsketchError(f"{path.parent}: no run to resume here (no {path.name})")
-    return TrainConfig.from_json(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FastsketchError(f"{path}: damaged, not a file of settings ({error})") from error
+    return TrainConfig.from_json(text, str(path))
 
 
 def save_run(
-    paths: RunPaths, config: TrainConfig, translator: Translator, update: TrainingStep, place: tuple[int, int, int]
+    paths: RunPaths,
+    config: TrainConfig,
+    translator: Translator,
+    update: TrainingStep,
+    place: tuple[int, int, int],
+    pictures: str,
 ) -> None:
     """Write the generator, then the checkpoint, each whole.
 
@@ -52,9 +61,11 @@ def save_run(
         translator: its networks.
         update: its optimisers.
         place: (steps taken, whole epochs, pictures seen of the next).
+        pictures: `SketchDataset.fingerprint` of what it is trained on.
     """
     state = {
         "settings": config.to_json(),
+        "pictures": pictures,
         "networks": {name: module.state_dict() for name, module in translator.networks().items()},
         "optimizers": {name: optimizer.state_dict() for name, optimizer in update.optimizers.items()},
         **dict(zip(("step", "epoch", "seen"), place, strict=True)),
@@ -71,13 +82,15 @@ def save_run(
     save_checkpoint(paths.checkpoint, state)
 
 
-def load_run(path: Path, translator: Translator, update: TrainingStep) -> tuple[int, int, int]:
+def load_run(path: Path, translator: Translator, update: TrainingStep, pictures: str) -> tuple[int, int, int]:
     """Put networks and optimisers back as a checkpoint has them; its place, as `save_run`.
 
     Raises:
-        FastsketchError: no checkpoint, or one that does not fit.
+        FastsketchError: no checkpoint, one that does not fit, or one of a run on other pictures.
     """
     state = load_checkpoint(path, update.device)
+    if state.get("pictures", pictures) != pictures:
+        raise FastsketchError(f"{path}: the run was trained on other pictures than --data holds now")
     try:
         for name, module in translator.networks().items():
             load_weights(module, state["networks"][name], f"{path} ({name})")

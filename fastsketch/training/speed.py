@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastsketch import _backend
 from fastsketch.errors import FastsketchError
 from fastsketch.nn.winograd import is_available
 from fastsketch.training.config import Switch, TrainConfig
@@ -52,6 +53,12 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
         raise FastsketchError(f"cuda_graph is on, but the device is {device}")
     if config.cuda_graph == "on" and processes > 1:
         raise FastsketchError("cuda_graph is for one process; leave it off with several")
+    if config.cuda_graph == "on" and _backend.select("sample_patches", "cuda") == "reference":
+        raise FastsketchError(
+            "cuda_graph is on, but sampling runs on the reference, which waits for the GPU: fastsketch info says why"
+        )
+    if config.cuda_graph == "on" and config.fused_adam == "off":
+        raise FastsketchError("cuda_graph needs the fused Adam: leave --fused-adam on")
     if config.compile == "on" and not on_gpu:
         raise FastsketchError(
             f"compile is on, but the device is {device}: torch 2.14 compiles a step there for minutes, then fails"

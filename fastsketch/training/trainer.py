@@ -90,7 +90,9 @@ class Trainer:
         self._unchecked: list[tuple[int, dict[str, Tensor], Tensor, Tensor]] = []
         # A run that was killed before its first checkpoint begins again.
         if config.resume and self.paths.checkpoint.exists():
-            self.step, self.epoch, self.seen = load_run(self.paths.checkpoint, self.translator, self.update)
+            self.step, self.epoch, self.seen = load_run(
+                self.paths.checkpoint, self.translator, self.update, self.dataset.fingerprint
+            )
         self.history = LossHistory(self.paths.losses, last_step=self.step)
         self.world.wait()  # all have looked for an earlier run before one of them writes
         if self.world.writes:
@@ -134,7 +136,12 @@ class Trainer:
             masks=self._mask_source(),
             flip=False,
         )
-        return [whole[i] for i in range(count)]
+        try:
+            return [whole[i] for i in range(count)]
+        except FastsketchError:
+            if not self.config.unpaired:
+                raise
+            return []  # photos and sketches of one name, but not of one person
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +279,7 @@ class Trainer:
         if self.world.writes:
             self.history.flush()
             place = (self.step, self.epoch, self.seen)
-            save_run(self.paths, self.config, self.translator, self.update, place)
+            save_run(self.paths, self.config, self.translator, self.update, place, self.dataset.fingerprint)
 
 
 SHORT = {"discriminator": "D", "gan": "G", "nce_identity": "nce_y", "pixel": "pix", "perceptual": "perc"}

@@ -44,7 +44,7 @@ def place_kernel(
     BLOCK_M: tl.constexpr,
 ):
     """BLOCK_M positions of one layer a program."""
-    total = images.to(tl.int64) * samples
+    total = tl.cast(images, tl.int64) * samples  # of one image, `images` is a constant
     blocks = tl.cdiv(total, BLOCK_M)
     layer = tl.program_id(0) // blocks
     entry = (tl.program_id(0) % blocks) * BLOCK_M + tl.arange(0, BLOCK_M)

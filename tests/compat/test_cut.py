@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from cut_formulas import WIDTHS, CutSample, cut_loss, make_feats, options, seed_all
 from torch import nn
 
+import fastsketch
 from fastsketch.compat.cut import PatchNCELoss, PatchSampleF
 
 # Of a layer's losses, or of a gradient, as vectors: rounding of sums over S = D = 32, magnified by 1/τ = 14 in the
@@ -279,3 +280,88 @@ def test_compiled_draws_are_numpys():
     seed_all(5)
     _, ids = torch.compile(netf, backend="eager")(feats, 8)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(ids, expected, strict=True))
+
+
+def test_transforms_of_torch_func_and_forward_mode():
+    """They get the plain formulas: no tangent is lost, no derivative refused."""
+    torch.manual_seed(0)
+    network, index = PatchSampleF(), torch.tensor([0, 5, 6])
+    features, tangent = torch.randn(2, 2, 3, 4, 4, dtype=torch.float64)
+    criterion = PatchNCELoss(options(nce_T=0.5, batch_size=2))
+
+    def loss(x):
+        query, key = (network([y], 3, [index])[0][0] for y in (x, features.flip(0)))
+        return criterion(query, key).mean() + network([fastsketch.tap_patches(x, index)[0]], 3, [index])[0][0].sum()
+
+    wanted = torch.autograd.grad(loss(x := features.clone().requires_grad_()), x)[0]
+    torch.testing.assert_close(torch.func.grad(loss)(features), wanted)
+    slope = (wanted * tangent).sum()
+    torch.testing.assert_close(torch.func.jvp(loss, (features,), (tangent,))[1], slope)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(features, tangent)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(loss(dual)).tangent, slope)
+    hessian = torch.func.hessian(loss)(features)
+    turned = torch.func.jvp(torch.func.grad(loss), (features,), (tangent,))[1]
+    torch.testing.assert_close((hessian * tangent).sum((4, 5, 6, 7)), turned)
+
+
+def test_a_gradient_penalty():
+    """The loss may be differentiated twice."""
+    torch.manual_seed(0)
+    query, key = F.normalize(torch.randn(2, 8, 5, dtype=torch.float64), dim=2)
+    query.requires_grad_()
+    results = []
+    for loss in (
+        PatchNCELoss(options(nce_T=0.5, batch_size=2)),
+        lambda q, k: cut_loss(q, k, options(nce_T=0.5, batch_size=2)),
+    ):
+        (first,) = torch.autograd.grad(loss(query, key).sum(), query, create_graph=True)
+        results.append((first, *torch.autograd.grad(first.square().sum(), query)))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_learned_temperature_gets_its_gradient():
+    torch.manual_seed(0)
+    query, key = F.normalize(torch.randn(2, 8, 5, dtype=torch.float64), dim=2)
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    grads = [
+        torch.autograd.grad(loss.sum(), temperature)[0]
+        for loss in (
+            PatchNCELoss(options(nce_T=temperature, batch_size=2))(query, key),
+            cut_loss(query, key, options(nce_T=temperature, batch_size=2)),
+        )
+    ]
+    torch.testing.assert_close(*grads)
+    with pytest.raises(TypeError, match="temperature must be a number"):
+        fastsketch.patch_nce(query[None], key[None], temperature=temperature)
+
+
+def test_ids_of_numpy_are_copied():
+    ids = np.arange(4)
+    features = torch.randn(1, 2, 4, 4, requires_grad=True)
+    patches, returned = PatchSampleF()([features], 4, [ids])
+    ids += 4
+    patches[0].sum().backward()
+    assert features.grad.flatten(2)[0].abs().sum(0).nonzero().flatten().tolist() == [0, 1, 2, 3]
+    assert returned[0].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_replica_of_data_parallel(half):
+    """`torch.nn.parallel.replicate` leaves a replica's parameters as plain attributes."""
+    features = [torch.randn(2, 3, 5, 5), torch.randn(2, 4, 5, 5)]
+    network = PatchSampleF(True, init_gain=0.5, nc=8)
+    wanted, ids = network(features, 6)
+    if half:
+        wanted, ids = network.half()(features, 6, ids)
+    modules = list(network.modules())
+    copies = {module: module._replicate_for_data_parallel() for module in modules}
+    for module, copy in copies.items():
+        for name, child in module._modules.items():
+            setattr(copy, name, copies[child])
+        for name, parameter in module._parameters.items():
+            setattr(copy, name, parameter * 1)
+    got, _ = copies[network](features, 6, ids)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other)

@@ -71,9 +71,14 @@ def total(patches, weight):
     return sum((p * w).sum().sin() for p, w in zip(patches, weight, strict=True))
 
 
-def gradients(gather, net, x, index, weight, wrap=lambda features: features, **options):
-    features = wrap(net(x))
-    return torch.autograd.grad(total(gather(features, index), weight), (x, *net.parameters()), **options)
+def gradients(gather, net, x, index, weight, wrap=lambda features: features):
+    """Of a backward of everything, in which gradients may be left with hooks."""
+    features, inputs = wrap(net(x)), (x, *net.parameters())
+    total(gather(features, index), weight).backward()
+    grads = [y.grad for y in inputs]
+    for y in inputs:
+        y.grad = None
+    return grads
 
 
 def close(got, wanted):
@@ -114,20 +119,33 @@ def test_twice_over_the_same_features_and_through_the_same_graph(added):
 
 
 def test_layers_that_are_not_used(added):
-    """The loss looks at one layer only; the gradients of the others are zeros, and nothing is lost."""
-    net, x, index, weight = problem()
+    """The loss looks at one layer only: the others get no gradient, and nothing is lost."""
+    given = problem()
     for used in range(3):
-        results = []
-        for gather in (late, plain):
-            loss = (gather(net(x), index)[used] * weight[used]).sum()
-            results.append(torch.autograd.grad(loss, (x, net.convs[0].weight)))
-        close(*results)
+
+        def only(gather, used=used):
+            return lambda features, index: [
+                patches if layer == used else patches.detach() for layer, patches in enumerate(gather(features, index))
+            ]
+
+        for got, wanted in zip(gradients(only(late), *given), gradients(only(plain), *given), strict=True):
+            assert (got is None) == (wanted is None)
+            if got is not None:
+                close([got], [wanted])
 
 
 def test_part_of_the_graph(added):
     """Gradients of a layer's own features, and of parameters above some layers, below others."""
     net, x, index, weight = problem()
-    for inputs in (lambda f: [f[0]], lambda f: [f[1], f[2]], lambda f: [net.convs[2].weight], lambda f: [f[2]]):
+    for inputs in (
+        lambda f: [f[0]],
+        lambda f: [f[2]],
+        lambda f: [f[1], f[2]],
+        lambda f: [f[1], f[0]],
+        lambda f: [f[1], x],
+        lambda f: [f[1], net.convs[0].weight],
+        lambda f: [net.convs[2].weight],
+    ):
         results = []
         for gather in (late, plain):
             features = net(x)
@@ -138,11 +156,47 @@ def test_part_of_the_graph(added):
         close(*results)
 
 
+def test_a_backward_finds_nothing_that_another_one_left(added):
+    """After one to the last layer's weight alone, one that failed half way, and with one inside of another."""
+    net, x, index, weight = problem()
+    results = []
+    for gather in (late, plain):
+        made = []
+        features = net(x)
+        loss = total(gather(features, index), weight)
+        made += torch.autograd.grad(loss, net.convs[2].weight, retain_graph=True)
+        made += torch.autograd.grad(features[2].square().sum(), (x, *net.parameters()), retain_graph=True)
+
+        fail = features[1].register_hook(lambda grad: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            loss.backward(retain_graph=True)
+        fail.remove()
+        net.zero_grad()
+        features[2].square().sum().backward(retain_graph=True)
+        made += [p.grad.clone() for p in net.parameters()]
+
+        aside = features[1].square().sum()
+        inside = []
+        features[2].register_hook(
+            lambda grad, aside=aside, inside=inside: inside.extend(
+                torch.autograd.grad(aside, net.convs[0].weight, retain_graph=True)
+            )
+        )
+        net.zero_grad()
+        loss.backward()
+        results.append(made + inside + [p.grad.clone() for p in net.parameters()])
+        net.zero_grad()
+        x.grad = None
+    close(*results)
+    assert "in place" in added
+
+
 def test_second_derivatives(added):
     net, x, index, weight = problem()
     results = []
     for gather in (late, plain):
-        grads = gradients(gather, net, x, index, weight, create_graph=True)
+        loss = total(gather(net(x), index), weight)
+        grads = torch.autograd.grad(loss, (x, *net.parameters()), create_graph=True)
         results.append(torch.autograd.grad(sum(g.square().sum() for g in grads), (x, *net.parameters())))
     close(*results)
 
@@ -200,7 +254,9 @@ def test_a_gradient_shared_with_another_path_is_copied(added):
         other = x * 3  # made first, so that its backward comes last and its gradient waits meanwhile
         below = x * 2
         features = [below, below + other]
-        results.append(torch.autograd.grad(total(gather(features, index[:2]), [weight[0][..., :3]] * 2), x))
+        total(gather(features, index[:2]), [weight[0][..., :3]] * 2).backward()
+        results.append([x.grad])
+        x.grad = None
     close(*results)
     assert added == ["copied"]
 
@@ -256,7 +312,7 @@ def test_patches_of_an_encoder_whose_last_layers_part(added):
 
     weight = [weight[0], weight[0] * 2, weight[0] * 3]
     close(
-        gradients(late, net, x, index, weight, wrap, allow_unused=True, materialize_grads=True),
-        gradients(plain, net, x, index, weight, wrap, allow_unused=True, materialize_grads=True),
+        gradients(late, net, x, index, weight, wrap),
+        gradients(plain, net, x, index, weight, wrap),
     )
     assert added == ["in place"]

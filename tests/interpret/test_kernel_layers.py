@@ -115,9 +115,10 @@ BORDERS = (0, 0, 3, 0, 0)
 """The grid's own, a multiple, no multiple with a border, coarser, and a line."""
 
 
-def test_positions_on_finer_and_coarser_grids_in_one_launch(launches):
-    index = torch.randint(0, 42, (3, 50), generator=generator())
-    uniform = torch.rand(len(SIZES), 2, 3, 50, generator=generator(1))
+@pytest.mark.parametrize("images", [3, 1])
+def test_positions_on_finer_and_coarser_grids_in_one_launch(launches, images):
+    index = torch.randint(0, 42, (images, 50), generator=generator())
+    uniform = torch.rand(len(SIZES), 2, images, 50, generator=generator(1))
     got = kernels.place_positions(index, GRID, SIZES, BORDERS, uniform)
     assert len(launches) == 1
     for g, want, size in zip(got, placed(index, GRID, SIZES, BORDERS, uniform), SIZES, strict=True):

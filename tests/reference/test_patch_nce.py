@@ -144,11 +144,21 @@ def test_same_tensor_as_query_and_key(backend, randn):
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
-def test_a_second_derivative_is_refused(backend, randn):
-    query, key = randn(1, 4, 3, seed=1, grad=True), randn(1, 4, 3, seed=2)
-    (grad,) = torch.autograd.grad(fastsketch.patch_nce(query, key), query, create_graph=True)
-    with pytest.raises(RuntimeError):
-        grad.sum().backward()
+@pytest.mark.parametrize("key_too", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_second_derivatives(backend, randn, normalize, key_too):
+    query, key = randn(2, 4, 3, seed=1, grad=True), randn(2, 4, 3, seed=2, grad=key_too)
+    region = torch.tensor([[0, 0, 1, 1], [0, 1, 2, 0]])
+
+    def loss(query, key):
+        everywhere = fastsketch.patch_nce(query, key, temperature=0.5, normalize=normalize)
+        inside = fastsketch.patch_nce(
+            query, key, temperature=0.5, normalize=normalize, negatives="same_region", region=region
+        )
+        return everywhere + inside
+
+    inputs = [query, key] if key_too else [query]
+    torch.autograd.gradgradcheck(lambda *x: loss(*x, *([] if key_too else [key])), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])

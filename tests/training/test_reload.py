@@ -3,9 +3,13 @@
 import subprocess
 import sys
 
+import pytest
 import torch
+from PIL import Image
 
-from fastsketch.training.generate import draw_sketches
+from fastsketch.errors import FastsketchError
+from fastsketch.nn import ResnetGenerator
+from fastsketch.training.generate import draw_sketches, find_photos
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import find_pairs
 from fastsketch.training.trainer import Trainer
@@ -56,3 +60,16 @@ def test_a_fresh_process_draws_the_same_bits(tiny, data, tmp_path):
     for path in drawn:
         fresh = run.paths.root / "fresh" / path.relative_to(tmp_path / "here")
         assert fresh.read_bytes() == path.read_bytes()
+
+
+def test_photos_too_small_to_draw_are_named(tmp_path):
+    generator = ResnetGenerator(width=4, blocks=5, attention=False, mask_channel=False).eval()
+    for name, size in (("narrow", (400, 20)), ("tiny", (3, 3))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    (tmp_path / "._narrow.png").write_bytes(b"of another system")
+    photos = find_photos([tmp_path])
+    assert [photo.name for photo in photos] == ["narrow", "tiny"]
+    with pytest.raises(FastsketchError, match=r"narrow\.png: 400×20 pixels, to be scaled down to 64; .* needs 8"):
+        draw_sketches(generator, photos[:1], tmp_path / "drawn", MaskSource("none"), image_size=64, quiet=True)
+    with pytest.raises(FastsketchError, match=r"tiny\.png: 3×3 pixels; the shorter side needs 8"):
+        draw_sketches(generator, photos[1:], tmp_path / "drawn", MaskSource("none"), quiet=True)

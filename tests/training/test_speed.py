@@ -41,6 +41,11 @@ def test_auto_on_a_processor(tiny, monkeypatch, instructions):
 def test_auto_on_a_gpu_leaves_out_what_nobody_has_seen_run(tiny, monkeypatch):
     monkeypatch.setattr(module, "has_fast_bfloat16", lambda device: True)
     assert choose_speed(tiny(), CUDA) == Speed(torch.bfloat16, True, True, False, False, True, False)
+    with pytest.raises(FastsketchError, match="sampling runs on the reference"):
+        choose_speed(tiny(cuda_graph="on"), CUDA)
+    monkeypatch.setattr(_backend, "select", lambda kernel, device: "triton")
+    with pytest.raises(FastsketchError, match="cuda_graph needs the fused Adam"):
+        choose_speed(tiny(cuda_graph="on", fused_adam="off"), CUDA)
     asked = tiny(compile="on", cuda_graph="on", data_on_device="off", precision="float32", channels_last="off")
     assert choose_speed(asked, CUDA) == Speed(torch.float32, False, True, True, True, False, False)
 

@@ -4,12 +4,14 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from fastsketch.errors import FastsketchError
 from fastsketch.training.checkpoint import load_checkpoint, load_generator, save_checkpoint
@@ -226,9 +228,38 @@ def test_resuming_nothing_or_damaged_files(tiny, tmp_path):
     run.paths.settings.write_text(json.dumps({**settings, "widht": 3}))
     with pytest.raises(FastsketchError, match="unknown settings widht"):
         trainer(replace(config, resume=True))
+    run.paths.settings.write_bytes(b"\xff\xfe{")
+    with pytest.raises(FastsketchError, match=r"settings\.json: damaged"):
+        trainer(replace(config, resume=True))
     run.paths.settings.write_text("{")
     with pytest.raises(FastsketchError, match="not the settings"):
         trainer(replace(config, resume=True))
+
+
+def test_a_run_goes_on_with_its_own_pictures_alone(tiny, data, tmp_path):
+    """Wherever they lie; with others it is refused, and its settings stay as they were."""
+    config = tiny(decay_epochs=0)
+    run = trainer(config)
+    run.run()
+    settings = run.paths.settings.read_bytes()
+    moved, fewer = tmp_path / "moved", tmp_path / "fewer"
+    for folder in (moved, fewer):
+        shutil.copytree(data, folder)
+    for kind in ("photos", "sketches"):
+        next(iter(sorted(fewer.rglob(f"train/{kind}/*")))).unlink()
+    with pytest.raises(FastsketchError, match="trained on other pictures than --data"):
+        trainer(replace(config, data=str(fewer), resume=True, epochs=2))
+    assert run.paths.settings.read_bytes() == settings
+    assert trainer(replace(config, data=str(moved), resume=True, epochs=2)).run()
+
+
+def test_an_unpaired_run_takes_photos_and_sketches_that_share_a_name_alone(tiny, data):
+    """Their sizes differ: there is no picture of both, and no error."""
+    for path in data.rglob("test/sketches/*"):
+        Image.open(path).resize((90, 40)).save(path)
+    for path in data.rglob("train/sketches/*"):
+        Image.open(path).resize((60, 70)).save(path)
+    assert trainer(tiny(decay_epochs=0, unpaired=True, lambda_pixel=0.0)).run()
 
 
 def test_a_checkpoint_of_another_architecture_is_named(tiny):

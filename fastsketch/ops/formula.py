@@ -1,0 +1,32 @@
+"""Gradients of a plain formula, where a graph of them is wanted: a kernel's own cannot be differentiated again."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def gradients(
+    formula: Callable[..., Tensor | Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    needed: Sequence[bool],
+    grad_outputs: Tensor | Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """To each of the needed inputs, for those of the formula's outputs that have a gradient.
+
+    Taken at aliases of the inputs: one tensor may stand for two of them, or be made of another one.
+    """
+    aliases = [x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True)]
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        outputs = formula(*aliases)
+    if isinstance(outputs, Tensor):
+        outputs, grad_outputs = [outputs], [grad_outputs]
+    used = [n for n, grad in enumerate(grad_outputs) if grad is not None]
+    wanted = [x for x, need in zip(aliases, needed, strict=True) if need]
+    if not used or not wanted:
+        return [None] * len(inputs)
+    made = torch.autograd.grad(
+        [outputs[n] for n in used], wanted, [grad_outputs[n] for n in used], create_graph=True, allow_unused=True
+    )
+    there = iter(made)
+    return [next(there) if need else None for need in needed]
