@@ -232,6 +232,9 @@ def _bench(arguments: Sequence[str]) -> int:
 def _info(arguments: Sequence[str]) -> int:
     from fastsketch.info import report
 
+    if list(arguments) in (["-h"], ["--help"]):
+        print("usage: fastsketch info\n\nVersions, processor, implementations, and why one is not there.")
+        return 0
     if arguments:
         raise FastsketchError(f"info takes no options, got {' '.join(arguments)}")
     print(report())
