@@ -17,8 +17,8 @@ from fastsketch.drawing import draw, find_generator
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator, StructureSampler
 from fastsketch.training.checkpoint import load_generator
-from fastsketch.training.generate import SMALLEST
-from fastsketch.training.images import fit_within, read_photo
+from fastsketch.training.generate import scale_down
+from fastsketch.training.images import read_photo
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.trainer import RunPaths, load_settings
 from fastsketch.training.translator import structure_sampler
@@ -81,14 +81,7 @@ class Sketcher:
         Raises:
             FastsketchError: not a picture, damaged, or too small.
         """
-        photo = read_photo(file)
-        if min(photo.size) < SMALLEST:
-            raise FastsketchError(
-                f"the photo is {photo.width}×{photo.height} pixels; it needs {SMALLEST} a side at least"
-            )
-        photo = fit_within(photo, self.image_size, self.image_size)
-        if min(photo.size) < SMALLEST:
-            raise FastsketchError("the photo is too long and narrow")
+        photo = scale_down(read_photo(file), self.image_size, "the photo")
         mask = self.masks(photo)
         drawing = draw(self.generator, photo, mask if self.generator.mask_channel else None, self.sampler)
         return drawing.sketch, mask, drawing.structure, drawing.points

@@ -8,12 +8,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from fastsketch.bench.case import Case
 
+OPERATORS = "fastsketch's operators"
+TRITON_KERNELS = {
+    *("forward_kernel", "backward_kernel", "inverse_norms_kernel"),
+    *("gather_kernel", "add_kernel", "place_kernel", "rows_kernel", "columns_kernel"),
+}
+"""Whole names, as a profiler shows them; CUDA C++ kernels carry the namespace."""
+
 KINDS: dict[str, tuple[str, ...]] = {
-    "fastsketch's operators": (
-        *("fastsketch", "place_kernel", "gather_kernel", "add_kernel", "inverse_norms_kernel", "rows_kernel"),
-        *("columns_kernel", "collect_kernel", "density_sums", "region_masses", "select_kernel", "set_quotas"),
-        *("write_first", "write_keys", "write_regions"),
-    ),
+    OPERATORS: ("fastsketch",),
     "convolution": ("conv", "mkldnn", "cudnn", "xnn", "slow_", "thnn", "im2col"),
     "normalisation": ("norm", "batch_norm"),
     "padding and resampling": ("pad", "upsample", "replication", "reflection"),
@@ -29,6 +32,8 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 def kind_of(name: str) -> str:
     """The kind of an operator or GPU kernel."""
+    if name in TRITON_KERNELS:
+        return OPERATORS
     plain = name.lower()
     return next((kind for kind, parts in KINDS.items() if any(part in plain for part in parts)), "everything else")
 

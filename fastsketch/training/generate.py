@@ -10,9 +10,9 @@ from tqdm import tqdm
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
 from fastsketch.training.images import (
-    IMAGE_SUFFIXES,
     crop_back,
     fit_within,
+    list_images,
     mask_to_tensor,
     pad_to_multiple,
     read_photo,
@@ -57,9 +57,7 @@ def find_photos(sources: Iterable[Path]) -> list[Pair]:
     found: list[Pair] = []
     for source in sources:
         if source.is_dir():
-            inside = sorted(
-                p for p in source.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-            )
+            inside = list_images(source)
             if not inside:
                 raise FastsketchError(f"{source}: no pictures in this folder")
         elif source.is_file():
@@ -70,13 +68,19 @@ def find_photos(sources: Iterable[Path]) -> list[Pair]:
     return found
 
 
-def _check_size(photo: Image.Image, path: Path, image_size: int | None) -> None:
-    scale = 1.0 if image_size is None else min(1.0, image_size / max(photo.size))
-    if round(min(photo.size) * scale) < SMALLEST:
-        drawn = "" if scale == 1 else f", to be scaled down to {image_size}"
+def scale_down(photo: Image.Image, image_size: int | None, name: str) -> Image.Image:
+    """The photo as it is to be drawn, no larger than a square of this side (None: any size).
+
+    Raises:
+        FastsketchError: too small, or too narrow once scaled.
+    """
+    scaled = photo if image_size is None else fit_within(photo, image_size, image_size)
+    if min(scaled.size) < SMALLEST:
+        drawn = "" if scaled.size == photo.size else f", scaled down to {scaled.width}×{scaled.height}"
         raise FastsketchError(
-            f"{path}: {photo.width}×{photo.height} pixels{drawn}; the shorter side needs {SMALLEST} at least"
+            f"{name}: {photo.width}×{photo.height} pixels{drawn}; the shorter side needs {SMALLEST} at least"
         )
+    return scaled
 
 
 def draw_sketches(
@@ -111,10 +115,9 @@ def draw_sketches(
         if target.resolve() == pair.photo.resolve():
             raise FastsketchError(f"{target} would overwrite the photo itself: choose another output folder")
         photo = read_photo(pair.photo)
-        _check_size(photo, pair.photo, image_size)
+        scaled = scale_down(photo, image_size, str(pair.photo))
         mask = masks(photo, given=pair.mask, name=str(pair.photo)) if generator.mask_channel else None
-        if image_size is not None:
-            photo = fit_within(photo, image_size, image_size)
-            mask = None if mask is None else fit_within(mask, image_size, image_size, mask=True)
-        save_image(draw_sketch(generator, photo, mask), target)
+        if image_size is not None and mask is not None:
+            mask = fit_within(mask, image_size, image_size, mask=True)
+        save_image(draw_sketch(generator, scaled, mask), target)
     return targets

@@ -50,6 +50,11 @@ def _whole_files_only() -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
+def list_images(folder: Path) -> list[Path]:
+    """The pictures directly inside a folder, in order; not hidden files, which macOS puts beside them."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+
+
 def _decode(path: str | Path) -> Image.Image:
     path = Path(path)
     if not path.is_file():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.images import IMAGE_SUFFIXES
+from fastsketch.training.images import list_images
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,7 @@ def _images_by_id(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
+    for path in list_images(folder):
         if path.stem in found:
             raise FastsketchError(
                 f"{folder}: two images share the id {path.stem!r}: {found[path.stem].name}, {path.name}"

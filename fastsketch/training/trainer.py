@@ -20,6 +20,7 @@ from fastsketch.training.distributed import World, join_world
 from fastsketch.training.files import remove_torn
 from fastsketch.training.graph import GraphedStep
 from fastsketch.training.history import LossHistory
+from fastsketch.training.images import read_photo
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair, find_pairs, find_sketches
 from fastsketch.training.pictures import save_loss_curve, save_picture_grid
@@ -127,6 +128,8 @@ class Trainer:
             pairs = [pair for pair in self.dataset.pairs if pair.sketch is not None]
         count = min(self.config.pictures, len(pairs))
         chosen: list[Pair] = [pairs[i * len(pairs) // count] for i in range(count)]
+        if self.config.unpaired:  # a photo and a sketch of one name need not be of one person
+            chosen = [pair for pair in chosen if read_photo(pair.photo).size == read_photo(pair.sketch).size]
         if not chosen:
             return []
         whole = SketchDataset(
@@ -136,12 +139,7 @@ class Trainer:
             masks=self._mask_source(),
             flip=False,
         )
-        try:
-            return [whole[i] for i in range(count)]
-        except FastsketchError:
-            if not self.config.unpaired:
-                raise
-            return []  # photos and sketches of one name, but not of one person
+        return [whole[i] for i in range(len(chosen))]
 
     # --- one step ---------------------------------------------------------------------------------------------------
 

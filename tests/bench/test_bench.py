@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from fastsketch.bench import command, memory, operators, plot, record, scaling, step
+import fastsketch
+from fastsketch.bench import command, memory, operators, plot, profile, record, scaling, step
 from fastsketch.bench.case import OURS, Case, Contender, Recipe, random, size_of
 from fastsketch.bench.cases import CASES
 from fastsketch.bench.threads import start_bound
@@ -192,3 +195,10 @@ def test_threads_are_bound_by_starting_again(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["fastsketch", "bench", *words])
         start_bound(["bench"], words)
     assert not started
+
+
+def test_our_triton_kernels_are_known_by_name():
+    source = "".join(path.read_text() for path in (Path(fastsketch.__file__).parent / "triton").glob("*.py"))
+    assert set(re.findall(r"^def (\w+_kernel)\(", source, re.M)) == profile.TRITON_KERNELS
+    assert profile.kind_of("forward_kernel") == profile.kind_of("fastsketch::patch_nce_forward") == profile.OPERATORS
+    assert profile.kind_of("batch_norm_backward_kernel") == "normalisation"

@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton
 
 from fastsketch.triton import configs, launch, patch_nce_forward
+from fastsketch.triton.placement import place_positions
 from fastsketch.triton.resources import Launch, Usage, cubin, recorded, usage
 from fastsketch.triton.shipped import CHIPS, COLUMNS, INPUTS, measure, row, shipped
 
@@ -82,6 +83,14 @@ def test_many_bfloat16_rows_on_hopper():
     with recorded(90) as launches:
         patch_nce_forward(rows, rows, None, 0.07, "image", False)
     assert launches[0].tile.rows == 128
+    check(launches[0], usage(launches[0], 90), 90)
+
+
+def test_positions_of_one_image():
+    """An integer argument of 1 is a constant to Triton, of another type than any other number."""
+    index = torch.empty(1, 256, dtype=torch.int64, device="meta")
+    with recorded(90) as launches:
+        place_positions(index, (64, 64), [(64, 64)] * 2, [0, 0], torch.empty(2, 2, 1, 256, device="meta"))
     check(launches[0], usage(launches[0], 90), 90)
 
 

@@ -172,3 +172,10 @@ def test_demo_can_be_called_twice(capsys, tmp_path, tiny, monkeypatch):
         out = capsys.readouterr().out
         assert "epoch_0001.png" in out and "SSIM" in out
     assert (tmp_path / "demo" / "sketches" / "metrics.json").is_file()
+
+
+def test_info_explains_itself(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["info", "--help"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: fastsketch info")

@@ -69,7 +69,7 @@ def test_photos_too_small_to_draw_are_named(tmp_path):
     (tmp_path / "._narrow.png").write_bytes(b"of another system")
     photos = find_photos([tmp_path])
     assert [photo.name for photo in photos] == ["narrow", "tiny"]
-    with pytest.raises(FastsketchError, match=r"narrow\.png: 400×20 pixels, to be scaled down to 64; .* needs 8"):
+    with pytest.raises(FastsketchError, match=r"narrow\.png: 400×20 pixels, scaled down to 64×3; .* needs 8"):
         draw_sketches(generator, photos[:1], tmp_path / "drawn", MaskSource("none"), image_size=64, quiet=True)
     with pytest.raises(FastsketchError, match=r"tiny\.png: 3×3 pixels; the shorter side needs 8"):
         draw_sketches(generator, photos[1:], tmp_path / "drawn", MaskSource("none"), quiet=True)
