@@ -45,7 +45,7 @@ def test_upload(served, faces, page, tmp_path):
     others = [url for url in shown.requests if not url.startswith((served, "data:", "blob:"))]
     assert others == []
 
-    for content, message in ((b"no picture", "Unreadable image"), (None, "needs 8 a side")):
+    for content, message in ((b"no picture", "Unreadable image"), (None, "20×5 pixels; the shorter side needs 8")):
         bad = tmp_path / "bad.png"
         if content is None:
             Image.new("RGB", (20, 5)).save(bad)
