@@ -13,18 +13,18 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fastsketch.drawing import draw, find_generator
+from fastsketch.drawing import draw
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator, StructureSampler
 from fastsketch.training.checkpoint import load_generator
 from fastsketch.training.generate import scale_down
 from fastsketch.training.images import read_photo
 from fastsketch.training.masks import MaskSource
-from fastsketch.training.trainer import RunPaths, load_settings
+from fastsketch.training.run_files import RunPaths, find_generator, load_settings, trained_size
 from fastsketch.training.translator import structure_sampler
 
 IMAGE_SIZE = 256
-"""Photos are scaled down to fit this many pixels where the generator's run is not known."""
+"""Photos are scaled down to fit this many pixels where the size of training is not known."""
 LARGEST_FILE = "32mb"
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -69,11 +69,9 @@ class Sketcher:
         """
         path = find_generator(weights)
         settings = RunPaths(path.parent).settings
-        sampler, image_size = StructureSampler(), IMAGE_SIZE
-        if settings.is_file():
-            config = load_settings(settings)
-            sampler, image_size = structure_sampler(config), config.image_size
-        return cls(load_generator(path, device), sampler, MaskSource(masks, weights_dir=weights_dir), image_size)
+        sampler = structure_sampler(load_settings(settings)) if settings.is_file() else StructureSampler()
+        generator, source = load_generator(path, device), MaskSource(masks, weights_dir=weights_dir)
+        return cls(generator, sampler, source, trained_size(path) or IMAGE_SIZE)
 
     def __call__(self, file: str | Path) -> tuple[Image.Image, Image.Image, Image.Image, Image.Image]:
         """Sketch, mask, structure map, and the map with the sampled points, of one picture file.

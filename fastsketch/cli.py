@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from fastsketch import __version__
 from fastsketch.commands import data_folder, demo_app, export, report
 from fastsketch.errors import FastsketchError
 
@@ -15,7 +16,7 @@ USAGE = """fastsketch: pencil portraits from face photos, by patch-contrastive l
 
   fastsketch demo                              all of it, small, on built-in faces
   fastsketch train     --data DIR --out RUN    train a generator (or --data builtin: drawn faces)
-  fastsketch generate  PHOTO... -o DIR --weights FILE    draw sketches of photos
+  fastsketch generate  PHOTO... -o DIR --weights RUN     draw sketches of photos
   fastsketch evaluate  GENERATED --data DIR    compare drawings with a data set's sketches
   fastsketch report    RUN... [-o FILE]        a page of runs: settings, losses, metrics, gallery, comparison
   fastsketch export    RUN --onnx FILE         the generator for ONNX Runtime
@@ -33,15 +34,16 @@ class Generate:
     photos: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Picture files, or folders of them; any size, grey, RGB or RGBA."""
     weights: Path = tyro.MISSING
-    """generator.safetensors of a run."""
+    """Folder of a run, or its generator.safetensors."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = tyro.MISSING
     """Folder to draw into: NAME.png, or SUBSET/NAME.png with --data."""
     data: str | None = None
     """A data set's folder, in place of PHOTOs."""
     split: Literal["train", "test"] = "test"
     """Which part of it."""
-    image_size: int | None = None
-    """Scale larger photos down to fit this many pixels first: the --image-size of training, where that was reduced."""
+    image_size: int | Literal["trained", "photo"] = "trained"
+    """Larger photos are scaled down to fit this many pixels first. trained: the size the generator was trained at;
+    photo: they are not, which takes long for large ones."""
     masks: Literal["auto", "folder", "white", "grabcut", "person", "none"] = "auto"
     """Where masks come from, for a generator that reads them."""
     weights_dir: Path | None = None
@@ -105,20 +107,31 @@ def _train(arguments: Sequence[str]) -> int:
     say = print if world.writes else lambda text: None
     count, processes = len(trainer.dataset), f", {world.size} processes" if world.size > 1 else ""
     say(
-        f"{config.preset} on {count} pictures, {config.total_epochs} epochs, {trainer.device}{processes} "
+        f"{config.preset} on {count} pictures, {_plural(config.total_epochs, 'epoch')}, {trainer.device}{processes} "
         f"({trainer.speed}); run in {config.out}"
     )
+    if trainer.step and trainer.epoch < config.total_epochs:
+        say(f"going on after step {trainer.step}, in epoch {trainer.epoch + 1}")
     ended = trainer.run()
     leave_world()
     if ended:
-        say(f"done: {trainer.paths.generator}; pictures in {trainer.paths.pictures}, curves {trainer.paths.curve}")
+        shown = {"pictures in": trainer.paths.pictures, "curves": trainer.paths.curve}
+        there = ", ".join(f"{what} {path}" for what, path in shown.items() if path.exists())
+        say(f"done: {trainer.paths.generator}{'; ' if there else ''}{there}")
         return 0
     say(f"stopped and saved at step {trainer.step}; go on with: fastsketch train --out {config.out} --resume")
     return 130
 
 
+def _plural(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
 def _train_default(arguments, config_type, presets, saved):
-    """Defaults of the command line: the chosen preset's, or with --resume the settings of the run."""
+    """Defaults of the command line: the chosen preset's, or with --resume the settings of the run.
+
+    Unpaired data has no target, so the losses that need one are off by default there.
+    """
 
     def value(flag: str) -> str | None:
         for number, word in enumerate(arguments):
@@ -134,28 +147,49 @@ def _train_default(arguments, config_type, presets, saved):
     name = value("--preset") or "fsscl"
     if name not in presets:
         raise FastsketchError(f"--preset must be one of {', '.join(presets)}, got {name}")
-    return config_type(data=tyro.MISSING, out=tyro.MISSING, **{"preset": name, **presets[name]})
+    untargeted = {"lambda_pixel": 0.0, "lambda_perceptual": 0.0} if "--unpaired" in arguments else {}
+    return config_type(data=tyro.MISSING, out=tyro.MISSING, **{"preset": name, **presets[name], **untargeted})
 
 
 def _generate(arguments: Sequence[str]) -> int:
     from fastsketch.training.checkpoint import load_generator
-    from fastsketch.training.generate import draw_sketches, find_photos
+    from fastsketch.training.generate import draw_sketches, find_photos, left_out
     from fastsketch.training.masks import MaskSource
     from fastsketch.training.pairs import find_pairs
+    from fastsketch.training.run_files import find_generator
     from fastsketch.training.trainer import choose_device
 
     options = tyro.cli(Generate, args=arguments, prog="fastsketch generate")
     if bool(options.photos) == bool(options.data):
         raise FastsketchError("give either PHOTOs (files or folders) or --data DIR")
+    weights = find_generator(options.weights)
+    image_size = _drawn_size(options.image_size, weights)
     if options.data:
         photos = find_pairs(data_folder(options.data, options.out / "data"), options.split, unpaired=True)
     else:
         photos = find_photos(options.photos)
-    generator = load_generator(options.weights, choose_device(options.device))
+    generator = load_generator(weights, choose_device(options.device))
     masks = MaskSource(options.masks, weights_dir=options.weights_dir)
-    drawn = draw_sketches(generator, photos, options.out, masks, image_size=options.image_size, quiet=options.quiet)
-    print(f"{len(drawn)} sketches in {options.out}")
+    drawn = draw_sketches(generator, photos, options.out, masks, image_size=image_size, quiet=options.quiet)
+    size = "their photos' sizes" if image_size is None else f"{image_size} pixels or less"
+    print(f"{len(drawn)} sketches of {size} in {options.out}")
+    if ignored := left_out(options.photos):
+        print(f"left out, being no pictures: {ignored}")
     return 0
+
+
+def _drawn_size(wanted: int | str, weights: Path) -> int | None:
+    """The size to draw at, pixels; None: each photo's own."""
+    from fastsketch.training.run_files import trained_size
+
+    if wanted == "photo":
+        return None
+    size = trained_size(weights) if wanted == "trained" else wanted
+    if size is None:
+        raise FastsketchError(f"{weights} does not say at what size it was trained: add --image-size N, or photo")
+    if size < 1:
+        raise FastsketchError(f"--image-size must be at least 1, trained or photo, got {size}")
+    return size
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
@@ -169,6 +203,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
     out = options.out or options.generated
     if out is None:
         raise FastsketchError("--grey-photos needs --out DIR for its tables")
+    if options.batch_size < 1:
+        raise FastsketchError(f"--batch-size must be at least 1, got {options.batch_size}")
+    if options.image_size is not None and options.image_size < 1:
+        raise FastsketchError(f"--image-size must be at least 1, got {options.image_size}")
+    if not options.metrics:
+        raise FastsketchError("--metrics needs one metric at least")
     if options.generated is not None and not options.generated.is_dir():
         raise FastsketchError(f"{options.generated}: no such folder of drawings")
     pairs = find_pairs(data_folder(options.data, out / "data"), options.split)
@@ -257,6 +297,9 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0, 1 (an error, one line), 2 (bad usage) or 130 (Ctrl-C)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if list(arguments) == ["--version"]:
+        print(f"fastsketch {__version__}")
+        raise SystemExit(0)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         raise SystemExit(0 if arguments else 2)

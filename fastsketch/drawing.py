@@ -1,17 +1,14 @@
 """A photo drawn, with all that the generator saw on the way: what the report and the demo app show."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
 
-from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
 from fastsketch.nn.sampler import StructureSampler
 from fastsketch.training.images import crop_back, mask_to_tensor, pad_to_multiple, to_image, to_tensor
 from fastsketch.training.pictures import draw_points
-from fastsketch.training.trainer import RunPaths
 
 MAP_SIDE = 320
 """The longer side of a map's picture, at least, in pixels: its points must be told apart."""
@@ -30,19 +27,6 @@ class Drawing:
     sketch: Image.Image
     structure: Image.Image
     points: Image.Image
-
-
-def find_generator(source: Path) -> Path:
-    """The weights file of a run's folder, or the file itself.
-
-    Raises:
-        FastsketchError: neither is there.
-    """
-    path = RunPaths(source).generator if source.is_dir() else source
-    if not path.is_file():
-        what = "no generator.safetensors in this folder" if source.is_dir() else "no such file or run"
-        raise FastsketchError(f"{source}: {what}")
-    return path
 
 
 @torch.inference_mode()

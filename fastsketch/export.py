@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from fastsketch import __version__
-from fastsketch.drawing import find_generator
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
+from fastsketch.nn.winograd import use_winograd
 from fastsketch.training.checkpoint import load_generator
 from fastsketch.training.files import write_bytes
+from fastsketch.training.run_files import find_generator
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
@@ -66,6 +67,7 @@ def export_onnx(source: Path, target: Path) -> Exported:
     if target.is_dir():
         raise FastsketchError(f"{target}: is a folder; name the file to write, {target / 'generator.onnx'} say")
     generator = load_generator(find_generator(source)).requires_grad_(False)
+    use_winograd(generator, False)  # what is written are the framework's convolutions
     content = _to_onnx(generator)
     difference = compare(content, generator)
     if not difference <= TOLERANCE:

@@ -17,7 +17,14 @@ from fastsketch.metrics.fid import SubsetDistances, find_inception
 from fastsketch.metrics.perceptual import Perceptual
 from fastsketch.metrics.report import METRICS, OVERALL, Evaluation, summarise
 from fastsketch.metrics.similarity import fsim, ssim
-from fastsketch.training.images import fit_within, mask_to_tensor, read_photo, save_image
+from fastsketch.training.images import (
+    fit_within,
+    mask_to_tensor,
+    picture_size,
+    read_photo,
+    save_image,
+    size_within,
+)
 from fastsketch.training.pairs import Pair
 from fastsketch.weights import WeightsNotFound, weights_folder
 
@@ -39,7 +46,7 @@ class Item:
     reference: Path
 
 
-def _checked(items: Sequence[Item], metrics: Sequence[str], batch_size: int) -> None:
+def _check(items: Sequence[Item], metrics: Sequence[str], batch_size: int, image_size: int | None) -> None:
     if not items:
         raise ValueError("items must not be empty")
     unknown = [name for name in metrics if name not in METRICS]
@@ -47,6 +54,8 @@ def _checked(items: Sequence[Item], metrics: Sequence[str], batch_size: int) -> 
         raise ValueError(f"metrics must be some of {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
     seen: set[tuple[str, str]] = set()
     for item in items:
         if (item.subset, item.name) in seen:
@@ -54,20 +63,28 @@ def _checked(items: Sequence[Item], metrics: Sequence[str], batch_size: int) -> 
         if item.subset == OVERALL:
             raise ValueError(f"the subset name {OVERALL!r} is kept for the mean over all images")
         seen.add((item.subset, item.name))
+    for item in items:
+        _check_sizes(item, image_size)
+
+
+def _check_sizes(item: Item, image_size: int | None) -> None:
+    """Refuse pictures that cannot be compared, before hours are spent on the others."""
+    generated, whole = picture_size(item.generated), picture_size(item.reference)
+    reference = whole if image_size is None else size_within(whole, image_size, image_size)
+    if generated != reference:
+        scaled = "" if reference == whole else f", scaled down to {reference[0]}x{reference[1]}"
+        raise FastsketchError(
+            f"{item.generated} is {generated[0]}x{generated[1]} but its reference {item.reference} is "
+            f"{whole[0]}x{whole[1]}{scaled}; sizes must be equal: image_size (--image-size) scales references down "
+            "to that of drawings made so"
+        )
+    if min(reference) < MIN_SIDE:
+        raise FastsketchError(f"{item.reference}: {reference[0]}x{reference[1]}, need {MIN_SIDE} pixels a side")
 
 
 def _read_item(item: Item, image_size: int | None) -> tuple[Image.Image, Image.Image]:
     generated, reference = read_photo(item.generated), read_photo(item.reference)
-    if image_size is not None:
-        reference = fit_within(reference, image_size, image_size)
-    if generated.size != reference.size:
-        raise FastsketchError(
-            f"{item.generated} is {generated.width}x{generated.height} but its reference {item.reference} is "
-            f"{reference.width}x{reference.height}; they are compared at the reference's size (image_size scales that)"
-        )
-    if min(reference.size) < MIN_SIDE:
-        raise FastsketchError(f"{item.reference}: {reference.width}x{reference.height}, need {MIN_SIDE} pixels a side")
-    return generated, reference
+    return generated, reference if image_size is None else fit_within(reference, image_size, image_size)
 
 
 def _batches(
@@ -122,10 +139,10 @@ def evaluate(
         Values by image, subset and over all.
 
     Raises:
-        ValueError: no items, an item twice, an unknown metric.
+        ValueError: no items, an item twice, an unknown metric, batch_size or image_size below 1.
         FastsketchError: an unreadable image, sizes that differ (both named), damaged weights, non-finite values.
     """
-    _checked(items, metrics, batch_size)
+    _check(items, metrics, batch_size, image_size)
     metrics = tuple(dict.fromkeys(metrics))
     device = torch.device(device)
     unavailable: dict[str, str] = {}

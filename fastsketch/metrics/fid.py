@@ -31,7 +31,9 @@ def find_inception(inception: str | Path | None = None) -> Path:
     if not path.is_file():
         if inception is not None:
             raise FastsketchError(f"{path}: no such Inception weights file")
-        raise WeightsNotFound(f"no Inception weights: looked for {path}; give torch-fidelity's {INCEPTION_FILE}")
+        raise WeightsNotFound(
+            f"no Inception weights: looked for {path}; give torch-fidelity's {INCEPTION_FILE} (--inception)"
+        )
     if importlib.util.find_spec("torch_fidelity") is None:
         raise WeightsNotFound("the Inception network is in the package torch-fidelity, which is not installed")
     return path

@@ -2,23 +2,23 @@
 
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from fastsketch.drawing import draw, find_generator
+from fastsketch.drawing import draw
 from fastsketch.errors import FastsketchError
 from fastsketch.metrics import Evaluation, Item, evaluate
-from fastsketch.training.checkpoint import load_generator
+from fastsketch.training.checkpoint import Training, load_generator, read_training
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.history import LossHistory
-from fastsketch.training.images import fit_within, read_photo, read_sketch, save_image
+from fastsketch.training.images import fit_within, picture_size, read_photo, read_sketch, save_image
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair, find_pairs
-from fastsketch.training.trainer import RunPaths, load_settings
+from fastsketch.training.run_files import RunPaths, find_generator, load_settings
 from fastsketch.training.translator import structure_sampler
 
 METRICS = ("fsim", "ssim", "lpips-alex", "lpips-vgg")
@@ -35,8 +35,8 @@ class Shown:
         photo: RGB.
         points: the structure map and the sampled points; larger, of the photo's proportions.
         generated: of the photo's size.
-        real: the drawn sketch, of the photo's size.
-        scores: by metric, those that were available.
+        real: the drawn sketch, of the photo's size; None where unpaired data has none for this photo.
+        scores: by metric, those that were available; none without a sketch.
     """
 
     subset: str
@@ -44,7 +44,7 @@ class Shown:
     photo: Image.Image
     points: Image.Image
     generated: Image.Image
-    real: Image.Image
+    real: Image.Image | None
     scores: dict[str, float]
 
 
@@ -57,8 +57,10 @@ class Look:
         folder: the run's folder.
         data: the data set's folder.
         config: the settings.
+        training: how far the generator was trained; None where its file does not say.
         history: the losses.
-        evaluation: over all test pictures.
+        drawn: number of test photos.
+        evaluation: over all of them, or those that have a sketch.
         gallery: the pictures shown, in the data set's order.
         has_map: whether the generator has a structure map.
     """
@@ -67,14 +69,16 @@ class Look:
     folder: Path
     data: Path
     config: TrainConfig
+    training: Training | None
     history: LossHistory
+    drawn: int
     evaluation: Evaluation
     gallery: list[Shown]
     has_map: bool
 
     @property
-    def tested(self) -> int:
-        """Number of test pictures drawn and scored."""
+    def scored(self) -> int:
+        """Number of test photos whose drawing was compared with a sketch."""
         return len(self.evaluation.rows)
 
 
@@ -101,6 +105,8 @@ def look_at_run(
 ) -> Look:
     """Draw the test photos of a data set as `fastsketch generate` would, and score them as `fastsketch evaluate`.
 
+    Photos of an unpaired run that have no sketch of their name and size are drawn, and not scored.
+
     Args:
         run: folder of a run.
         data: folder of a data set with a test split.
@@ -119,8 +125,11 @@ def look_at_run(
     config = run_settings(run)
     if weights_dir is None and config.weights_dir is not None and config.weights_dir.is_dir():
         weights_dir = config.weights_dir
-    generator = load_generator(find_generator(run), device)
-    pairs = find_pairs(data, "test")
+    weights = find_generator(run)
+    generator, training = load_generator(weights, device), read_training(weights)
+    pairs = find_pairs(data, "test", unpaired=config.unpaired)
+    if config.unpaired:
+        pairs = [replace(pair, sketch=_own_sketch(pair)) for pair in pairs]
     masks = MaskSource(config.masks if config.mask else "none", paths.masks, weights_dir=weights_dir)
     sampler = structure_sampler(config)
     kept = {i * len(pairs) // min(limit, len(pairs)) for i in range(min(limit, len(pairs)))}
@@ -138,25 +147,38 @@ def look_at_run(
             drawing = draw(generator, photo, mask, sampler, POINTS_SEED)
             path = Path(folder) / f"{number}.png"
             save_image(drawing.sketch, path)
-            items.append(Item(pair.subset, pair.name, path, pair.sketch))
+            if pair.sketch is not None:
+                items.append(Item(pair.subset, pair.name, path, pair.sketch))
             if number in kept:
                 shown.append((pair, photo, drawing.points, drawing.sketch))
-        evaluation = evaluate(
-            items,
-            metrics=METRICS,
-            weights_dir=weights_dir,
-            device=device,
-            progress=not quiet,
-            download=False,
-            image_size=config.image_size,
-        )
+        evaluation = Evaluation(METRICS, [], {})
+        if items:
+            evaluation = evaluate(
+                items,
+                metrics=METRICS,
+                weights_dir=weights_dir,
+                device=device,
+                progress=not quiet,
+                download=False,
+                image_size=config.image_size,
+            )
     scores = {(row["subset"], row["name"]): row for row in evaluation.rows}
     gallery = []
     for pair, photo, points, sketch in shown:
-        real = fit_within(read_sketch(pair.sketch, config.sketch_channels), config.image_size, config.image_size)
-        row = scores[pair.subset, pair.name]
+        real = None
+        if pair.sketch is not None:
+            real = fit_within(read_sketch(pair.sketch, config.sketch_channels), config.image_size, config.image_size)
+        row = scores.get((pair.subset, pair.name), {})
         gallery.append(
             Shown(pair.subset, pair.name, photo, points, sketch, real, {m: float(row[m]) for m in METRICS if m in row})
         )
-    history = LossHistory(paths.losses, last_step=sys.maxsize)
-    return Look(run.resolve().name, run, data, config, history, evaluation, gallery, has_map)
+    history = LossHistory(paths.losses, last_step=training.step if training else sys.maxsize)
+    name = run.resolve().name
+    return Look(name, run, data, config, training, history, len(pairs), evaluation, gallery, has_map)
+
+
+def _own_sketch(pair: Pair) -> Path | None:
+    """The sketch of an unpaired photo's name, if it can be of the same picture."""
+    if pair.sketch is None or picture_size(pair.photo) != picture_size(pair.sketch):
+        return None
+    return pair.sketch

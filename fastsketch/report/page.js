@@ -12,7 +12,8 @@ for (const toolbar of document.querySelectorAll(".toolbar")) {
     direction = button !== current ? best : direction === "up" ? "down" : "up";
     current = button;
     const sign = direction === "up" ? 1 : -1;
-    const value = (item) => Number(item.getAttribute(`data-${key}`));
+    // What has no score stands last, either way round.
+    const value = (item) => item.hasAttribute(`data-${key}`) ? Number(item.getAttribute(`data-${key}`)) : sign * Infinity;
     const order = (item) => Number(item.dataset.order);
     const items = [...list.children].sort((a, b) => sign * (value(a) - value(b)) || order(a) - order(b));
     list.append(...items);

@@ -126,9 +126,8 @@ def _run(look: Look, name: str, number: int) -> dict[str, Any]:
         "look": look,
         "settings": grouped_settings(look.config),
         "curves": curves.curves(look.history),
-        "steps": look.history.steps[-1] if look.history.steps else None,
         "size": " to ".join(f"{width}×{height}" for width, height in ends),
-        "available": [metric for metric in METRICS if metric not in look.evaluation.unavailable],
+        "available": [m for m in METRICS if look.scored and m not in look.evaluation.unavailable],
     }
 
 
@@ -145,8 +144,8 @@ def comparison(looks: list[Look], names: list[str]) -> dict[str, Any]:
         {
             "name": name,
             "settings": [s[column] for column in columns],
-            "steps": look.history.steps[-1] if look.history.steps else None,
-            "scores": look.evaluation.summary["all"],
+            "steps": None if look.training is None else look.training.step,
+            "scores": look.evaluation.summary.get("all", {}),
         }
         for look, name, s in zip(looks, names, settings, strict=True)
     ]

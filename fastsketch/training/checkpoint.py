@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
+from fastsketch.nn.winograd import is_available, use_winograd
 from fastsketch.training.files import write_bytes
 
 FORMAT = 1
@@ -63,21 +65,42 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str)
 ARCHITECTURE = ("in_channels", "out_channels", "width", "blocks", "mask_channel", "attention")
 
 
-def save_generator(path: Path, generator: ResnetGenerator, architecture: dict[str, Any]) -> None:
-    """The generator alone as safetensors, its architecture beside the weights.
+@dataclass(frozen=True)
+class Training:
+    """How far a saved generator was trained, and on what.
+
+    Attributes:
+        image_size: side of the canvas, in pixels.
+        step: steps taken.
+        epoch: whole epochs.
+    """
+
+    image_size: int
+    step: int
+    epoch: int
+
+
+def save_generator(
+    path: Path, generator: ResnetGenerator, architecture: dict[str, Any], training: Training | None = None
+) -> None:
+    """The generator alone as safetensors, its architecture and its training beside the weights.
 
     Args:
         path: the file.
         generator: its weights.
         architecture: the arguments named in `ARCHITECTURE`.
+        training: None where it is not known.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in generator.state_dict().items()}
-    metadata = {"fastsketch": json.dumps({name: architecture[name] for name in ARCHITECTURE})}
+    about = {name: architecture[name] for name in ARCHITECTURE}
+    if training is not None:
+        about["training"] = asdict(training)
+    metadata = {"fastsketch": json.dumps(about)}  # one entry: safetensors writes several in any order
     write_bytes(path, to_safetensors(tensors, metadata))
 
 
 def load_generator(path: Path, device: torch.device | str = "cpu") -> ResnetGenerator:
-    """Rebuild a generator from its safetensors file, in eval mode.
+    """Rebuild a generator from its safetensors file, in eval mode; on a CPU with Winograd's convolutions.
 
     Raises:
         FastsketchError: no such file, not one of ours, or weights that do not fit.
@@ -92,4 +115,20 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> ResnetGene
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise FastsketchError(f"{path}: not a generator saved by fastsketch ({error})") from error
     load_weights(generator, state, str(path))
+    use_winograd(generator, torch.device(device).type == "cpu" and is_available())
     return generator.to(device).eval()
+
+
+def read_training(path: Path) -> Training | None:
+    """How far the generator of this file was trained; None in files of before this was kept, or of nothing ours.
+
+    Raises:
+        FastsketchError: no such file.
+    """
+    if not path.is_file():
+        raise FastsketchError(f"{path}: no such weights file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return Training(**json.loads((file.metadata() or {})["fastsketch"])["training"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return None

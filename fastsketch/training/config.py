@@ -71,7 +71,7 @@ class TrainConfig:
     sketch_channels: int = 1
     """1: grey sketches; 3: colour."""
     unpaired: bool = False
-    """Pair each photo with a random sketch: no pixel or perceptual loss then."""
+    """Pair each photo with a random sketch; without pixel and perceptual loss, which the command line turns off."""
     flip: bool = True
     """Mirror half of the pictures."""
     masks: Literal["auto", "folder", "white", "grabcut", "person", "none"] = "auto"

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
 from fastsketch.training.images import (
+    IMAGE_SUFFIXES,
     crop_back,
     fit_within,
     list_images,
@@ -21,7 +22,7 @@ from fastsketch.training.images import (
     to_tensor,
 )
 from fastsketch.training.masks import MaskSource
-from fastsketch.training.pairs import Pair
+from fastsketch.training.pairs import Pair, name_some
 
 SMALLEST = 8
 """Pixels a side that a photo needs at least, once it is scaled."""
@@ -68,6 +69,13 @@ def find_photos(sources: Iterable[Path]) -> list[Pair]:
     return found
 
 
+def left_out(sources: Iterable[Path]) -> str:
+    """What lies in these folders and is drawn by nobody, for a message; empty: nothing."""
+    inside = [p for folder in sources if folder.is_dir() for p in folder.iterdir() if not p.name.startswith(".")]
+    rest = sorted(p for p in inside if p.suffix.lower() not in IMAGE_SUFFIXES)
+    return name_some([f"{p.name}/" if p.is_dir() else p.name for p in rest])
+
+
 def scale_down(photo: Image.Image, image_size: int | None, name: str) -> Image.Image:
     """The photo as it is to be drawn, no larger than a square of this side (None: any size).
 
@@ -104,20 +112,38 @@ def draw_sketches(
         quiet: no progress bar.
 
     Raises:
-        FastsketchError: two photos of one name, when nothing is drawn; an unreadable photo, or one that is too
-            small or too narrow, when those before it are drawn.
+        FastsketchError: two photos of one name, or a drawing in the place of its photo, when nothing is drawn;
+            photos that are unreadable, too small or too narrow, or without the mask they need, when all others are
+            drawn; a drawing that cannot be written.
     """
     targets = [out / pair.subset / f"{pair.name}.png" for pair in photos]
     twice = {target for target in targets if targets.count(target) > 1} if len(set(targets)) < len(targets) else ()
     if twice:
         raise FastsketchError(f"several photos would be drawn into {min(twice)}: rename them, or draw them apart")
-    for pair, target in zip(tqdm(photos, unit="photo", disable=quiet), targets, strict=True):
+    for pair, target in zip(photos, targets, strict=True):
         if target.resolve() == pair.photo.resolve():
             raise FastsketchError(f"{target} would overwrite the photo itself: choose another output folder")
-        photo = read_photo(pair.photo)
-        scaled = scale_down(photo, image_size, str(pair.photo))
-        mask = masks(photo, given=pair.mask, name=str(pair.photo)) if generator.mask_channel else None
-        if image_size is not None and mask is not None:
-            mask = fit_within(mask, image_size, image_size, mask=True)
-        save_image(draw_sketch(generator, scaled, mask), target)
+    problems: list[FastsketchError] = []
+    for pair, target in zip(tqdm(photos, unit="photo", disable=quiet), targets, strict=True):
+        try:
+            photo, mask = _read(pair, masks if generator.mask_channel else None, image_size)
+        except FastsketchError as problem:
+            problems.append(problem)
+            continue
+        save_image(draw_sketch(generator, photo, mask), target)
+    if len(photos) == 1 and problems:
+        raise problems[0]
+    if problems:
+        listed = "; ".join(map(str, problems[:3])) + ("; and so on" if len(problems) > 3 else "")
+        raise FastsketchError(f"{len(problems)} of {len(photos)} photos could not be drawn, the rest are: {listed}")
     return targets
+
+
+def _read(pair: Pair, masks: MaskSource | None, image_size: int | None) -> tuple[Image.Image, Image.Image | None]:
+    """A photo and its mask, as they are to be drawn."""
+    photo = read_photo(pair.photo)
+    scaled = scale_down(photo, image_size, str(pair.photo))
+    if masks is None:
+        return scaled, None
+    mask = masks(photo, given=pair.mask, name=str(pair.photo))
+    return scaled, mask if image_size is None else fit_within(mask, image_size, image_size, mask=True)

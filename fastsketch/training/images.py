@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 
 from fastsketch.errors import FastsketchError
@@ -64,6 +64,23 @@ def _decode(path: str | Path) -> Image.Image:
         with _whole_files_only(), Image.open(path) as image:
             image.load()
             return ImageOps.exif_transpose(image)
+    except _DECODE_ERRORS as error:
+        raise FastsketchError(f"{path}: unreadable image ({error})") from error
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """(width, height) of an image file, pixels, upright, without decoding its pixels.
+
+    Raises:
+        FastsketchError: missing or unreadable file.
+    """
+    path = Path(path)
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+    except FileNotFoundError as error:
+        raise FastsketchError(f"{path}: no such image file") from error
     except _DECODE_ERRORS as error:
         raise FastsketchError(f"{path}: unreadable image ({error})") from error
 
@@ -172,11 +189,16 @@ def fit_within(image: Image.Image, height: int, width: int, *, mask: bool = Fals
         width: room in pixels.
         mask: bilinear instead of bicubic, which would overshoot at the edges of a mask.
     """
-    scale = min(height / image.height, width / image.width)
-    if scale >= 1:
+    size = size_within(image.size, height, width)
+    if size == image.size:
         return image
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.BILINEAR if mask else Image.Resampling.BICUBIC)
+
+
+def size_within(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+    """What `fit_within` makes of an image of this (width, height)."""
+    scale = min(height / size[1], width / size[0])
+    return size if scale >= 1 else (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
 
 @dataclass(frozen=True)

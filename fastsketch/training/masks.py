@@ -25,6 +25,7 @@ MASK_VERSION = 1
 NEAR_WHITE = 235  # the darkest channel of a whitened background, JPEG noise allowed for
 NEAR_BLACK = 24  # the brightest channel of the black that fills the corners of a rotated photo
 _WORKING_SIDE = 512  # masks of larger photos are made at this size and scaled up
+_LEAST_SIDE = 8
 _PERSON_CLASS = 15  # in the VOC labels
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -219,8 +220,8 @@ class MaskSource:
 
         Raises:
             ValueError: photo is not RGB.
-            FastsketchError: method "folder" without a file, a mask of another size than its photo, or method "white"
-                where no background, or no person, is found.
+            FastsketchError: method "folder" without a file, a mask of another size than its photo, a photo too small to
+                make a mask of, or method "white" where no background, or no person, is found.
         """
         if photo.mode != "RGB":
             raise ValueError(f"photo must be an RGB image, got mode {photo.mode}")
@@ -232,6 +233,10 @@ class MaskSource:
             return _given_mask(photo, given, name)
         if method == "none":
             return Image.new("L", photo.size, 255)
+        if min(photo.size) < _LEAST_SIDE:
+            raise FastsketchError(
+                f"{name}: {photo.width}×{photo.height} pixels, a mask is made of {_LEAST_SIDE} a side at least"
+            )
         cached = self._cached_path(photo, method)
         if cached is not None and cached.is_file():
             try:

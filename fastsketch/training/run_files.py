@@ -1,9 +1,17 @@
 """A run's folder: what lies where, and how all of it is written and read back."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_generator
+from fastsketch.training.checkpoint import (
+    Training,
+    load_checkpoint,
+    load_weights,
+    read_training,
+    save_checkpoint,
+    save_generator,
+)
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.files import write_bytes
 from fastsketch.training.step import TrainingStep
@@ -25,9 +33,38 @@ class RunPaths:
         self.tensorboard = root / "tensorboard"
 
 
+def find_generator(source: Path) -> Path:
+    """The weights file of a run's folder, or the file itself.
+
+    Raises:
+        FastsketchError: neither is there.
+    """
+    path = RunPaths(source).generator if source.is_dir() else source
+    if not path.is_file():
+        what = "no generator.safetensors in this folder" if source.is_dir() else "no such file or run"
+        raise FastsketchError(f"{source}: {what}")
+    return path
+
+
+def trained_size(weights: Path) -> int | None:
+    """The image size a generator was trained at, pixels, as its file or the settings beside it say; None: neither does.
+
+    Raises:
+        FastsketchError: no such file, or damaged settings.
+    """
+    training = read_training(weights)
+    if training is not None:
+        return training.image_size
+    settings = RunPaths(weights.parent).settings
+    return load_settings(settings).image_size if settings.is_file() else None
+
+
 def save_settings(path: Path, config: TrainConfig) -> None:
-    """The settings of a run, beside it."""
-    write_bytes(path, config.to_json().encode())
+    """The settings of a run, beside it; folders as absolute paths, so that they are found from elsewhere too."""
+    data = config.data if config.data == "builtin" else str(Path(config.data).absolute())
+    weights_dir = None if config.weights_dir is None else config.weights_dir.absolute()
+    absolute = replace(config, data=data, out=config.out.absolute(), weights_dir=weights_dir)
+    write_bytes(path, absolute.to_json().encode())
 
 
 def load_settings(path: Path) -> TrainConfig:
@@ -78,7 +115,8 @@ def save_run(
         "mask_channel": config.mask,
         "attention": config.attention,
     }
-    save_generator(paths.generator, translator.generator, architecture)
+    training = Training(config.image_size, *place[:2])
+    save_generator(paths.generator, translator.generator, architecture, training)
     save_checkpoint(paths.checkpoint, state)
 
 

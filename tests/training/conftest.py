@@ -58,6 +58,7 @@ def tiny(tmp_path: Path, data: Path):
             "log_every": 1,
             "pictures": 1,
             "device": "cpu",
+            "precision": "float32",  # auto is another one on processors with bfloat16
             "perceptual_weights": "random",
         }
         config = TrainConfig(data=str(data), out=tmp_path / "run", **{"preset": preset, **PRESETS[preset], **sizes})

@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fastsketch import __version__
 from fastsketch.cli import main
+from fastsketch.training.checkpoint import load_generator, save_generator
+from fastsketch.training.images import size_within
+from fastsketch.training.run_files import load_settings, trained_size
 from fastsketch.training.trainer import Trainer
 
 
@@ -69,8 +73,28 @@ def test_resume_needs_no_settings_again(capsys, data, tmp_path):
     assert run(capsys, "train", "--data", data, "--out", out, *TINY)[0] == 0
     code, _, err = run(capsys, "train", "--data", data, "--out", out, *TINY)
     assert code == 1 and "--resume" in err
-    assert run(capsys, "train", "--out", out, "--resume", "--epochs", "2")[0] == 0
+    code, text, _ = run(capsys, "train", "--out", out, "--resume", "--epochs", "2")
+    assert code == 0 and "going on after step 5, in epoch 2" in text
     assert (out / "pictures" / "epoch_0002.png").is_file()
+
+
+def test_folders_are_kept_as_absolute_paths(capsys, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "train", "--data", data.name, "--out", "here", *TINY)[0] == 0
+    saved = load_settings(tmp_path / "here" / "settings.json")
+    assert (saved.data, saved.out) == (str(data), tmp_path / "here")
+
+
+def test_unpaired_turns_off_what_needs_a_target(capsys, data, tmp_path):
+    out = tmp_path / "unpaired"
+    tiny = [*TINY[: TINY.index("--lambda-perceptual")], "--pictures", "0", "--device", "cpu"]
+    code, text, err = run(capsys, "train", "--data", data, "--out", out, "--unpaired", *tiny)
+    assert code == 0, err
+    assert "1 epoch," in text and "pictures in" not in text
+    saved = load_settings(out / "settings.json")
+    assert saved.lambda_pixel == saved.lambda_perceptual == 0 and saved.lambda_nce == 1
+    code, _, err = run(capsys, "train", "--data", data, "--out", out / "x", "--unpaired", "--lambda-pixel", "1", *tiny)
+    assert code == 1 and "no target" in err
 
 
 def test_presets_set_the_defaults(capsys, data, tmp_path):
@@ -87,10 +111,12 @@ def test_any_photo(capsys, weights, tmp_path, mode, size):
     photo = tmp_path / "in" / "photo.png"
     photo.parent.mkdir()
     Image.radial_gradient("L").resize(size).convert(mode).save(photo)
-    code, _, err = run(capsys, "generate", photo, "-o", tmp_path / "o", "--weights", weights, "--masks", "none")
-    assert code == 0, err
-    with Image.open(tmp_path / "o" / "photo.png") as drawn:
-        assert drawn.size == size and drawn.mode == "L"
+    drawing = ("generate", photo, "-o", tmp_path / "o", "--weights", weights, "--masks", "none", "--quiet")
+    for option, expected in (((), size_within(size, 40, 40)), (("--image-size", "photo"), size)):
+        code, _, err = run(capsys, *drawing, *option)
+        assert code == 0, err
+        with Image.open(tmp_path / "o" / "photo.png") as drawn:
+            assert drawn.size == expected and drawn.mode == "L"
 
 
 def test_exif_orientation_and_folders(capsys, weights, tmp_path):
@@ -100,9 +126,49 @@ def test_exif_orientation_and_folders(capsys, weights, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6  # to be turned by a quarter
         Image.radial_gradient("L").resize((60, 40)).save(folder / name, exif=exif)
-    assert run(capsys, "generate", folder, "-o", tmp_path / "o", "--weights", weights)[0] == 0
+    (folder / "notes.txt").touch()
+    (folder / "more").mkdir()
+    (folder / ".hidden").touch()
+    command = ("generate", folder, "-o", tmp_path / "o", "--weights", weights.parent, "--image-size", "photo")
+    code, text, _ = run(capsys, *command)
+    assert code == 0 and "2 sketches of their photos' sizes" in text
+    assert text.splitlines()[-1] == "left out, being no pictures: more/, notes.txt"
     with Image.open(tmp_path / "o" / "b.png") as drawn:
         assert drawn.size == (40, 60)
+
+
+def test_one_bad_photo_does_not_stop_the_others(capsys, weights, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "acd":
+        Image.radial_gradient("L").resize((40, 40)).save(folder / f"{name}.png")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:200])
+    Image.new("L", (2, 2)).save(folder / "e.png")
+    code, _, err = run(capsys, "generate", folder, "-o", tmp_path / "o", "--weights", weights, "--quiet")
+    assert code == 1 and "2 of 5 photos could not be drawn, the rest are: " in err
+    assert "b.png: unreadable" in err and "e.png: 2×2 pixels" in err and len(err.strip().splitlines()) == 1
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["a.png", "c.png", "d.png"]
+
+
+def test_the_size_of_training_is_found_or_asked_for(capsys, weights, tmp_path):
+    photo = tmp_path / "a.png"
+    Image.radial_gradient("L").resize((80, 60)).save(photo)
+    alone = tmp_path / "alone" / "generator.safetensors"
+    alone.parent.mkdir()
+    alone.write_bytes(weights.read_bytes())
+    command = ("generate", photo, "-o", tmp_path / "o", "--quiet", "--weights")
+    assert run(capsys, *command, alone)[0] == 0
+    with Image.open(tmp_path / "o" / "a.png") as drawn:
+        assert drawn.size == (40, 30)
+    architecture = {"out_channels": 1, "width": 4, "blocks": 5, "mask_channel": True, "attention": True}
+    save_generator(alone, load_generator(alone), {"in_channels": 3, **architecture})  # as of before it was kept
+    code, _, err = run(capsys, *command, alone)
+    assert code == 1 and "--image-size N, or photo" in err
+    assert run(capsys, *command, alone, "--image-size", 32)[0] == 0
+    code, _, err = run(capsys, *command, alone, "--image-size", 0)
+    assert code == 1 and "--image-size must be at least 1" in err
+    save_generator(weights, load_generator(weights), {"in_channels": 3, **architecture})
+    assert trained_size(weights) == 40  # of the settings beside it
 
 
 def test_generate_refuses(capsys, weights, tmp_path, data):
@@ -126,7 +192,7 @@ def test_generate_refuses(capsys, weights, tmp_path, data):
     code, _, err = run(capsys, "generate", photo, "-o", tmp_path, "--weights", weights, "--quiet")
     assert code == 1 and "overwrite" in err
     code, _, err = run(capsys, "generate", photo, "-o", tmp_path / "o", "--weights", tmp_path / "no.safetensors")
-    assert code == 1 and "no such weights file" in err
+    assert code == 1 and "no such file or run" in err
 
 
 @pytest.mark.parametrize(
@@ -138,6 +204,8 @@ def test_generate_refuses(capsys, weights, tmp_path, data):
         (["train", "--out", "{tmp}/x", "--resume"], "no run to resume"),
         (["evaluate", "{tmp}/nothing", "--data", "{data}"], "no such folder"),
         (["evaluate", "{tmp}", "--data", "{data}"], "no drawing of"),
+        (["evaluate", "{tmp}", "--data", "{data}", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["evaluate", "{tmp}", "--data", "{data}", "--image-size", "-1"], "--image-size must be at least 1"),
         (["info", "please"], "takes no options"),
     ],
 )
@@ -150,6 +218,7 @@ def test_errors_are_one_line(capsys, data, tmp_path, arguments, message):
 def test_bad_usage(capsys):
     assert run(capsys)[0] == 2
     assert run(capsys, "--help")[0] == 0
+    assert run(capsys, "--version")[:2] == (0, f"fastsketch {__version__}\n")
     code, _, err = run(capsys, "paint")
     assert code == 2 and "train, generate, evaluate" in err
     assert run(capsys, "train", "--widht", "3")[0] == 2

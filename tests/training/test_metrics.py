@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -242,13 +243,14 @@ def test_fid_in_the_table():
     assert table[4] == "a note"
 
 
-def test_bad_input(tmp_path):
+def test_bad_input(tmp_path, monkeypatch):
     items = make_items(tmp_path)
     for arguments, options, message in (
         ([], {}, "items must not be empty"),
         (items, {"metrics": ["psnr"]}, "metrics must be some of fsim, .*got psnr"),
         (items, {"metrics": []}, "got none"),
         (items, {"batch_size": 0}, "batch_size must be at least 1"),
+        (items, {"image_size": 0}, "image_size must be at least 1"),
         (items + items[:1], {}, "items has a/0 twice"),
         ([Item("all", "x", items[0].generated, items[0].reference)], {}, "'all' is kept"),
     ):
@@ -256,6 +258,10 @@ def test_bad_input(tmp_path):
             evaluate(arguments, **QUIET, **options)
     with pytest.raises(FastsketchError, match=r"g0\.png is 48x40 but its reference .*r2\.png is 40x48"):
         evaluate([Item("a", "x", items[0].generated, items[2].reference)], metrics=["ssim"], **QUIET)
+    module = sys.modules[evaluate.__module__]
+    monkeypatch.setattr(module, "Perceptual", lambda *_, **__: pytest.fail("weights were looked for"))
+    with pytest.raises(FastsketchError, match=r"is 48x40, scaled down to 40x33; .*--image-size"):
+        evaluate(items, metrics=["lpips-alex"], image_size=40, **QUIET)
     with pytest.raises(FastsketchError, match=r"missing\.png: no such"):
         evaluate([Item("a", "x", tmp_path / "missing.png", items[2].reference)], metrics=["ssim"], **QUIET)
     with pytest.raises(FastsketchError, match="weights_dir: no such folder"):

@@ -32,7 +32,7 @@ def weights(run: Trainer) -> list[torch.Tensor]:
 def test_auto_on_a_processor(tiny, monkeypatch, instructions):
     monkeypatch.setattr(module, "has_fast_bfloat16", lambda device: instructions)
     monkeypatch.setattr(module, "is_available", lambda: True)
-    got = choose_speed(tiny(), CPU)
+    got = choose_speed(tiny(precision="auto"), CPU)
     half = torch.bfloat16 if instructions else torch.float32
     assert got == Speed(half, instructions, True, False, False, False, not instructions)
     assert str(got).startswith("bfloat16, channels last" if instructions else "float32, fused adam, winograd")
@@ -40,7 +40,7 @@ def test_auto_on_a_processor(tiny, monkeypatch, instructions):
 
 def test_auto_on_a_gpu_leaves_out_what_nobody_has_seen_run(tiny, monkeypatch):
     monkeypatch.setattr(module, "has_fast_bfloat16", lambda device: True)
-    assert choose_speed(tiny(), CUDA) == Speed(torch.bfloat16, True, True, False, False, True, False)
+    assert choose_speed(tiny(precision="auto"), CUDA) == Speed(torch.bfloat16, True, True, False, False, True, False)
     with pytest.raises(FastsketchError, match="sampling runs on the reference"):
         choose_speed(tiny(cuda_graph="on"), CUDA)
     monkeypatch.setattr(_backend, "select", lambda kernel, device: "triton")

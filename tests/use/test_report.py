@@ -1,7 +1,10 @@
 """The report in a real browser: it opens, sorts, shows all its pictures, asks nobody, and says what it compared."""
 
+import shutil
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastsketch.cli import main
 from fastsketch.report import curves
@@ -48,6 +51,7 @@ def test_one_run_in_the_browser(capsys, a_run, tmp_path, page):
     assert shown.locator("h3 ~ .scroll th[scope=col]").count() == 6
     text = shown.inner_text("main")
     assert "All 4 test pictures." in text and "LPIPS-vgg is not available: " in text and "preset fsscl" in text
+    assert "trained for 50 steps, 3 of 100 epochs" in text and "over 50 steps" in shown.content()
 
     assert order(shown) == sorted(order(shown))
     for metric in ("fsim", "ssim"):
@@ -92,7 +96,7 @@ def test_several_runs_are_compared(capsys, a_run, tmp_path, page):
     heads = [text.strip() for text in shown.locator(".compared thead th").all_inner_texts()]
     cells = dict(zip(heads, rows.nth(1).locator("th, td").all_inner_texts(), strict=True))
     assert cells["lr"] == "0.001" and cells["attention"] == "no" and cells["lambda pixel"] == "0"
-    assert cells["steps"] == "60" and cells["LPIPS-vgg ↓"] == "n/a"
+    assert cells["steps"] == "50" and cells["LPIPS-vgg ↓"] == "n/a"
     assert shown.locator(".compared .best").count() == 2
     assert shown.locator(".warning").count() == 0
     assert "no structure map" in shown.inner_text("#run1")
@@ -104,6 +108,39 @@ def test_runs_of_different_sizes_are_not_called_comparable(capsys, a_run, tmp_pa
     assert report(capsys, a_run(), a_run("smaller", image_size=64), "-o", target, "--limit", 1)[0] == 0
     text = target.read_text()
     assert "figures are not comparable" in text and 'class="number best"' not in text
+
+
+def test_an_unpaired_run(capsys, a_run, faces, tmp_path, page):
+    """Some test photos have a sketch of their name; one of them is of another size, so of something else."""
+    data = tmp_path / "unpaired"
+    shutil.copytree(faces, data)
+    (data / "manifest.csv").unlink(missing_ok=True)
+    sketches = sorted(data.glob("*/test/sketches/*"))
+    sketches[0].unlink()
+    with Image.open(sketches[1]) as sketch:
+        larger = sketch.resize((70, 80))
+    larger.save(sketches[1])
+    run = a_run(unpaired=True, lambda_pixel=0.0, lambda_perceptual=0.0)
+    target = tmp_path / "report.html"
+    assert report(capsys, run, "--data", data, "-o", target)[0] == 0
+    shown = page()
+    shown.goto(target.as_uri())
+    assert "Over the 2 of 4 test photos that have a sketch" in shown.inner_text("main")
+    assert shown.locator("img").count() == 4 * 4 - 2
+    unscored = order(shown)[:2]
+    for _ in range(2):  # best first, worst first
+        shown.click("button[data-key=ssim]")
+        assert order(shown)[2:] == unscored
+
+    for sketch in sketches[1:]:
+        sketch.unlink()
+    (sketches[0].parent / "other.png").write_bytes(b"")
+    assert report(capsys, run, "--data", data, "-o", target)[0] == 0
+    shown.goto(target.as_uri())
+    assert "No test photo has a sketch of its own" in shown.inner_text("main")
+    assert shown.locator("button").count() == 1 and shown.locator("img").count() == 4 * 3
+    assert report(capsys, run, a_run("second"), "-o", target)[0] == 0  # the paired data of both
+    assert shown.errors == []
 
 
 def test_refuses(capsys, a_run, tmp_path):
