@@ -83,7 +83,7 @@ def _step(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list
     raw: Times = {}
     failed: list[str] = []
     for side, preset, batch in itertools.product(options.sizes, options.presets, options.batches):
-        recipe, name = step.recipe(side, preset, options.device, batch), step.case_name(side, preset, batch)
+        recipe, name = step.recipe(side, preset, batch), step.case_name(side, preset, batch)
         try:
             new, times, _ = measure_case(name, recipe, about, effort)
         except (AssertionError, RuntimeError) as error:

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from fastsketch.training.trainer import Trainer
 from fastsketch.training.translator import Translator
 
 CUT_WAY = "CUT's way"
+IN_FLOAT32 = f"{OURS}, float32"
 
 
 class FixedPositions(nn.Module):
@@ -96,10 +97,11 @@ def _mask(config: TrainConfig, batch: dict[str, Tensor]) -> Tensor | None:
     return batch["mask"] if config.mask else None
 
 
-def training_step(
-    side: int, device: torch.device, preset: str = "cut", batch: int = 1, width: int = 64, precision: str = "float32"
-) -> Case:
+def training_step(side: int, device: torch.device, preset: str = "cut", batch: int = 1, width: int = 64) -> Case:
     """GAN and contrastive loss with identity; with the preset fsscl also attention, mask, pixel and perceptual loss.
+
+    Ours is in the precision that `auto` gives on the device, and on a processor in float32 too where that is another.
+    CUT's way is float32.
 
     Args:
         side: of the square pictures.
@@ -107,17 +109,19 @@ def training_step(
         preset: cut, or fsscl for the full method.
         batch: pictures a step.
         width: channels of the generator's first layer, as of the discriminator's.
-        precision: of fastsketch's step; CUT's way is float32.
     """
     folder = tempfile.TemporaryDirectory(prefix="fastsketch-bench-")
     root = Path(folder.name)
     data = write_faces(root / "faces", train=1, test=1, height=side, width=side, progress=False)
-    settings: dict[str, Any] = {"image_size": side, "sketch_channels": 3, "masks": "white", "precision": precision}
+    settings: dict[str, Any] = {"image_size": side, "sketch_channels": 3, "masks": "white"}
     settings |= {"width": width, "discriminator_width": width, "num_patches": min(256, (side // 4) ** 2)}
     settings |= {"batch_size": batch, "device": device.type, "pictures": 0, "perceptual_weights": "random"}
     config = TrainConfig(data="builtin", out=root / "run", **{"preset": preset, **PRESETS[preset], **settings})
     trainer = Trainer(config, data, quiet=True)
     trainer.folder = folder  # kept as long as the trainer is
+    exact = None
+    if device.type == "cpu" and trainer.speed.precision != torch.float32:
+        exact = Trainer(replace(config, out=root / "float32", precision="float32"), data, quiet=True)
     theirs = CutStep(trainer.translator)
 
     def make() -> SimpleNamespace:
@@ -125,21 +129,20 @@ def training_step(
         images["mask"] = torch.ones(batch, 1, side, side, device=device)
         return SimpleNamespace(batch={**images, "index": torch.zeros(batch, dtype=torch.int64)})
 
+    contenders = {OURS: Contender(lambda inputs, _: trainer.train_step(inputs.batch))}
+    if exact is not None:
+        contenders[IN_FLOAT32] = Contender(lambda inputs, _: exact.train_step(inputs.batch))
     return Case(
         make=make,
-        contenders={
-            OURS: Contender(lambda inputs, _: trainer.train_step(inputs.batch)),
-            CUT_WAY: Contender(lambda inputs, _: theirs.step(inputs.batch)),
-        },
+        contenders=contenders | {CUT_WAY: Contender(lambda inputs, _: theirs.step(inputs.batch))},
         check=lambda inputs: check_step(trainer, inputs.batch),
         baseline=CUT_WAY,
     )
 
 
-def recipe(side: int, preset: str, device: str = "cpu", batch: int = 1) -> Recipe:
-    """The step at this size, on a GPU in the precision that `auto` gives there."""
-    arguments = {"side": side, "preset": preset, "batch": batch, "precision": "auto" if device == "cuda" else "float32"}
-    return Recipe(training_step, arguments, {"side": 32, "width": 8})
+def recipe(side: int, preset: str, batch: int = 1) -> Recipe:
+    """The step at this size."""
+    return Recipe(training_step, {"side": side, "preset": preset, "batch": batch}, {"side": 32, "width": 8})
 
 
 def case_name(side: int, preset: str, batch: int = 1) -> str:

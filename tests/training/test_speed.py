@@ -34,8 +34,8 @@ def test_auto_on_a_processor(tiny, monkeypatch, instructions):
     monkeypatch.setattr(module, "is_available", lambda: True)
     got = choose_speed(tiny(precision="auto"), CPU)
     half = torch.bfloat16 if instructions else torch.float32
-    assert got == Speed(half, instructions, True, False, False, False, not instructions)
-    assert str(got).startswith("bfloat16, channels last" if instructions else "float32, fused adam, winograd")
+    assert got == Speed(half, False, True, False, False, False, not instructions)
+    assert str(got) == ("bfloat16, fused adam" if instructions else "float32, fused adam, winograd")
 
 
 def test_auto_on_a_gpu_leaves_out_what_nobody_has_seen_run(tiny, monkeypatch):
