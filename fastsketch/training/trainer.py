@@ -69,12 +69,15 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, data: Path, quiet: bool = False, world: World | None = None) -> None:
         self.world, device = join_world(config.device) if world is None else (world, config.device)
-        self.config, self.quiet = config, quiet or not self.world.writes
         self.paths = RunPaths(config.out)
         if not config.resume and self.paths.checkpoint.exists():
             raise FastsketchError(f"{config.out} holds a run already: add --resume to go on, or choose another folder")
         if config.resume:
-            config.check_resumes(load_settings(self.paths.settings))
+            saved = load_settings(self.paths.settings)
+            if config.precision == "auto":  # that of the run, wherever it was begun
+                config = replace(config, precision=saved.precision)
+            config.check_resumes(saved)
+        self.config, self.quiet = config, quiet or not self.world.writes
         self.device = choose_device(device)
         self.speed = choose_speed(config, self.device, self.world.size)
         self.dataset = self._dataset(data)
@@ -98,7 +101,8 @@ class Trainer:
         self.world.wait()  # all have looked for an earlier run before one of them writes
         if self.world.writes:
             remove_torn(config.out)
-            save_settings(self.paths.settings, replace(config, resume=False))
+            precision = str(self.speed.precision).removeprefix("torch.")
+            save_settings(self.paths.settings, replace(config, resume=False, precision=precision))
 
     # --- data -------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from fastsketch.nn.winograd import Conv3x3
 from fastsketch.training import speed as module
 from fastsketch.training.checkpoint import load_checkpoint
 from fastsketch.training.graph import WARM_UP, GraphedStep
+from fastsketch.training.run_files import load_settings
 from fastsketch.training.speed import Speed, choose_speed
 from fastsketch.training.trainer import NonFiniteLoss, Trainer
 
@@ -74,6 +75,18 @@ def test_slow_bfloat16_is_warned_of_once_a_run(tiny, monkeypatch, recwarn, preci
     said = [str(w.message) for w in recwarn if w.category is UserWarning and "precision" in str(w.message)]
     assert len(said) == ((precision, instructions) == ("bfloat16", False))
     assert all("Use precision float32, or auto" in text for text in said)
+
+
+@pytest.mark.filterwarnings("ignore:precision is bfloat16")
+def test_a_run_keeps_its_precision_on_another_processor(tiny, monkeypatch):
+    config = tiny(precision="auto")
+    for instructions in (True, False):
+        monkeypatch.setattr(module, "has_fast_bfloat16", lambda device, there=instructions: there)
+        run = trainer(replace(config, resume=not instructions))
+        assert run.speed.precision == HALF
+        assert load_settings(run.paths.settings).precision == "bfloat16"
+    with pytest.raises(FastsketchError, match="precision bfloat16 -> float32"):
+        trainer(replace(config, resume=True, precision="float32"))
 
 
 @pytest.mark.parametrize(
