@@ -168,7 +168,8 @@ def _generate(arguments: Sequence[str]) -> int:
         photos = find_pairs(data_folder(options.data, options.out / "data"), options.split, unpaired=True)
     else:
         photos = find_photos(options.photos)
-    generator = load_generator(weights, choose_device(options.device))
+    device = choose_device(options.device)
+    generator = load_generator(weights, device)
     masks = MaskSource(options.masks, weights_dir=options.weights_dir)
     drawn = draw_sketches(generator, photos, options.out, masks, image_size=image_size, quiet=options.quiet)
     size = "their photos' sizes" if image_size is None else f"{image_size} pixels or less"
@@ -212,11 +213,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
     if options.generated is not None and not options.generated.is_dir():
         raise FastsketchError(f"{options.generated}: no such folder of drawings")
     pairs = find_pairs(data_folder(options.data, out / "data"), options.split)
+    device = choose_device(options.device)
     settings = {
         "metrics": options.metrics,
         "weights_dir": options.weights_dir,
         "inception": options.inception,
-        "device": str(choose_device(options.device)),
+        "device": str(device),
         "batch_size": options.batch_size,
         "progress": not options.quiet,
         "image_size": options.image_size,

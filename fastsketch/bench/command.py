@@ -78,7 +78,8 @@ def _scaling(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, l
 
 
 def _step(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list[str]]:
-    effort = Effort(options.rounds or 5, 0, False, options.memory, options.device, warm_up=1)
+    # The C library's heap takes some steps to learn how large the feature maps are.
+    effort = Effort(options.rounds or 5, 0, False, options.memory, options.device, warm_up=3)
     rows: list[Row] = []
     raw: Times = {}
     failed: list[str] = []

@@ -14,11 +14,11 @@ from fastsketch.bench.baselines.cut_step import CutStep
 from fastsketch.bench.case import OURS, Case, Contender, Recipe
 from fastsketch.training.config import PRESETS, TrainConfig
 from fastsketch.training.faces import write_faces
+from fastsketch.training.speed import has_bfloat16
 from fastsketch.training.trainer import Trainer
 from fastsketch.training.translator import Translator
 
 CUT_WAY = "CUT's way"
-IN_FLOAT32 = f"{OURS}, float32"
 
 
 class FixedPositions(nn.Module):
@@ -100,8 +100,8 @@ def _mask(config: TrainConfig, batch: dict[str, Tensor]) -> Tensor | None:
 def training_step(side: int, device: torch.device, preset: str = "cut", batch: int = 1, width: int = 64) -> Case:
     """GAN and contrastive loss with identity; with the preset fsscl also attention, mask, pixel and perceptual loss.
 
-    Ours is in the precision that `auto` gives on the device, and on a processor in float32 too where that is another.
-    CUT's way is float32.
+    Ours is in the precision that `auto` gives on the device; on a processor that has bfloat16 the other one stands
+    beside it. CUT's way is float32.
 
     Args:
         side: of the square pictures.
@@ -119,9 +119,10 @@ def training_step(side: int, device: torch.device, preset: str = "cut", batch: i
     config = TrainConfig(data="builtin", out=root / "run", **{"preset": preset, **PRESETS[preset], **settings})
     trainer = Trainer(config, data, quiet=True)
     trainer.folder = folder  # kept as long as the trainer is
-    exact = None
-    if device.type == "cpu" and trainer.speed.precision != torch.float32:
-        exact = Trainer(replace(config, out=root / "float32", precision="float32"), data, quiet=True)
+    other = "bfloat16" if trainer.speed.precision == torch.float32 else "float32"
+    beside = None
+    if device.type == "cpu" and has_bfloat16(device):
+        beside = Trainer(replace(config, out=root / other, precision=other), data, quiet=True)
     theirs = CutStep(trainer.translator)
 
     def make() -> SimpleNamespace:
@@ -130,8 +131,8 @@ def training_step(side: int, device: torch.device, preset: str = "cut", batch: i
         return SimpleNamespace(batch={**images, "index": torch.zeros(batch, dtype=torch.int64)})
 
     contenders = {OURS: Contender(lambda inputs, _: trainer.train_step(inputs.batch))}
-    if exact is not None:
-        contenders[IN_FLOAT32] = Contender(lambda inputs, _: exact.train_step(inputs.batch))
+    if beside is not None:
+        contenders[f"{OURS}, {other}"] = Contender(lambda inputs, _: beside.train_step(inputs.batch))
     return Case(
         make=make,
         contenders=contenders | {CUT_WAY: Contender(lambda inputs, _: theirs.step(inputs.batch))},

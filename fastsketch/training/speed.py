@@ -29,12 +29,21 @@ class Speed:
         return ", ".join([str(self.precision).removeprefix("torch."), *used])
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies in bfloat16 faster than in float32: by instructions of its own."""
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies in bfloat16 by instructions of its own; elsewhere it is emulated."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, name)() for name in instructions)
+
+
+def gains_by_bfloat16(device: torch.device, winograd: bool) -> bool:
+    """Whether a step is faster in bfloat16 than in float32, with Winograd's convolutions in the latter or without.
+
+    AVX512-BF16 doubles the rate of products, Winograd quarters their number, in float32: as fast or faster
+    (docs/training.md). AMX has eight times that rate; a step has not been timed there.
+    """
+    return has_bfloat16(device) and (not winograd or device.type == "cuda" or torch.cpu._is_amx_tile_supported())
 
 
 def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) -> Speed:
@@ -47,8 +56,8 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
         FastsketchError: something switched on that this device, or this number of processes, cannot have.
     """
     on_gpu = device.type == "cuda"
-    fast_half = has_fast_bfloat16(device)
-    half = config.precision == "bfloat16" or (config.precision == "auto" and fast_half)
+    winograd = not on_gpu and config.winograd != "off" and is_available()
+    half = config.precision == "bfloat16" or (config.precision == "auto" and gains_by_bfloat16(device, winograd))
     if config.cuda_graph == "on" and not on_gpu:
         raise FastsketchError(f"cuda_graph is on, but the device is {device}")
     if config.cuda_graph == "on" and processes > 1:
@@ -64,15 +73,15 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
             f"compile is on, but the device is {device}: torch 2.14 compiles a step there for minutes, then fails"
         )
     if config.winograd == "on" and (on_gpu or half):
-        raise FastsketchError("winograd is for float32 on a CPU; cuDNN chooses by itself, and bfloat16 is faster still")
+        raise FastsketchError("winograd is for float32 on a CPU; cuDNN chooses by itself")
     if config.winograd == "on" and not is_available():
         raise FastsketchError(
             "winograd is on, but the C++ kernels are not there or not in use: fastsketch info says why"
         )
-    winograd = _resolve(config.winograd, not on_gpu and not half and is_available())
+    winograd = winograd and not half
     if config.channels_last == "on" and winograd:
         raise FastsketchError("channels_last and winograd exclude each other: add --winograd off")
-    if half and not fast_half and device.type == "cpu":
+    if half and device.type == "cpu" and not has_bfloat16(device):
         warnings.warn(
             "precision is bfloat16, but this processor has no instructions for it (AMX, AVX512-BF16): a convolution "
             "takes about a hundred times as long as in float32. Use precision float32, or auto, which chooses",

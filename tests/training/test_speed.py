@@ -29,18 +29,28 @@ def weights(run: Trainer) -> list[torch.Tensor]:
     return [p.detach().clone() for p in run.translator.parameters()]
 
 
-@pytest.mark.parametrize("instructions", [False, True])
-def test_auto_on_a_processor(tiny, monkeypatch, instructions):
-    monkeypatch.setattr(module, "has_fast_bfloat16", lambda device: instructions)
-    monkeypatch.setattr(module, "is_available", lambda: True)
+def instructions(monkeypatch, avx: bool = False, amx: bool = False) -> None:
+    """A processor that multiplies in bfloat16 by these, or does not."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("avx", [False, True])
+@pytest.mark.parametrize("amx", [False, True])
+def test_auto_on_a_processor(tiny, monkeypatch, avx, amx, kernels):
+    instructions(monkeypatch, avx, amx)
+    monkeypatch.setattr(module, "is_available", lambda: kernels)
     got = choose_speed(tiny(precision="auto"), CPU)
-    half = torch.bfloat16 if instructions else torch.float32
-    assert got == Speed(half, False, True, False, False, False, not instructions)
-    assert str(got) == ("bfloat16, fused adam" if instructions else "float32, fused adam, winograd")
+    half = amx or (avx and not kernels)
+    assert got == Speed(HALF if half else torch.float32, False, True, False, False, False, kernels and not half)
+    assert str(got).startswith("bfloat16, fused adam" if half else "float32, fused adam")
+    without = choose_speed(tiny(precision="auto", winograd="off"), CPU)
+    assert without.precision == (HALF if amx or avx else torch.float32) and not without.winograd
 
 
 def test_auto_on_a_gpu_leaves_out_what_nobody_has_seen_run(tiny, monkeypatch):
-    monkeypatch.setattr(module, "has_fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(module, "has_bfloat16", lambda device: True)
     assert choose_speed(tiny(precision="auto"), CUDA) == Speed(torch.bfloat16, True, True, False, False, True, False)
     with pytest.raises(FastsketchError, match="sampling runs on the reference"):
         choose_speed(tiny(cuda_graph="on"), CUDA)
@@ -60,29 +70,28 @@ def test_winograd_needs_its_kernels(tiny):
 
 def test_processor_is_asked_for_its_instructions(monkeypatch):
     for amx, avx in ((False, False), (True, False), (False, True)):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
-        assert module.has_fast_bfloat16(CPU) == (amx or avx)
+        instructions(monkeypatch, avx, amx)
+        assert module.has_bfloat16(CPU) == (amx or avx)
 
 
-@pytest.mark.parametrize("instructions", [False, True])
+@pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize("precision", ["auto", "float32", "bfloat16"])
-def test_slow_bfloat16_is_warned_of_once_a_run(tiny, monkeypatch, recwarn, precision, instructions):
-    monkeypatch.setattr(module, "has_fast_bfloat16", lambda device: instructions)
+def test_slow_bfloat16_is_warned_of_once_a_run(tiny, monkeypatch, recwarn, precision, amx):
+    instructions(monkeypatch, amx=amx)
     used = trainer(tiny(precision=precision)).speed.precision
-    assert used == (torch.float32 if precision == "float32" or (precision, instructions) == ("auto", False) else HALF)
+    assert used == (torch.float32 if precision == "float32" or (precision, amx) == ("auto", False) else HALF)
     choose_speed(tiny(precision="bfloat16"), CUDA)  # a processor's instructions say nothing of a GPU
     said = [str(w.message) for w in recwarn if w.category is UserWarning and "precision" in str(w.message)]
-    assert len(said) == ((precision, instructions) == ("bfloat16", False))
+    assert len(said) == ((precision, amx) == ("bfloat16", False))
     assert all("Use precision float32, or auto" in text for text in said)
 
 
 @pytest.mark.filterwarnings("ignore:precision is bfloat16")
 def test_a_run_keeps_its_precision_on_another_processor(tiny, monkeypatch):
     config = tiny(precision="auto")
-    for instructions in (True, False):
-        monkeypatch.setattr(module, "has_fast_bfloat16", lambda device, there=instructions: there)
-        run = trainer(replace(config, resume=not instructions))
+    for amx in (True, False):
+        instructions(monkeypatch, amx=amx)
+        run = trainer(replace(config, resume=not amx))
         assert run.speed.precision == HALF
         assert load_settings(run.paths.settings).precision == "bfloat16"
     with pytest.raises(FastsketchError, match="precision bfloat16 -> float32"):
@@ -104,7 +113,6 @@ def test_what_cannot_be_had_is_refused(tiny, changes, processes, message):
 
 
 def test_a_graph_is_for_one_process(tiny, monkeypatch):
-    monkeypatch.setattr(module, "has_fast_bfloat16", lambda device: True)
     with pytest.raises(FastsketchError, match="one process"):
         choose_speed(tiny(cuda_graph="on"), CUDA, 2)
 
