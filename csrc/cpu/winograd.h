@@ -79,14 +79,16 @@ void transform_outputs(
         store<T>(rows + (n / TILE * stride + x * TILE + n % TILE) * width + v, tile[n]);
     }
   T* image = output + row / grid.down * s.filters * height * columns;
-  for (int64_t n = 0; n < std::min(width, s.filters - filter); ++n) {
-    const T add = bias ? bias[filter + n] : T(0);
+  for (int64_t first = filter; first < std::min(filter + width, s.filters); first += Lanes<T>::count)
     for (int64_t r = 0; r < std::min<int64_t>(TILE, height - top); ++r) {
-      T* to = image + ((filter + n) * height + top + r) * columns;
-      const T* from = rows + r * stride * width + n;
-      for (int64_t x = 0; x < columns; ++x) to[x] = from[x * width] + add;
+      T* to = image + (first * height + top + r) * columns;
+      to_channels_first<T>(
+          rows + r * stride * width + first - filter, width, columns,
+          std::min<int64_t>(Lanes<T>::count, s.filters - first), [&](int64_t n, int64_t x, auto values) {
+            values = values + (bias ? bias[first + n] : T(0));
+            __builtin_memcpy(to + n * height * columns + x, &values, sizeof(values));
+          });
     }
-  }
 }
 
 // Products of transformed tiles, points [POINTS, tiles, depth rounded up], with all kernels, of which there are `panels`:
@@ -161,17 +163,24 @@ void add_input_gradients(
       }
     }
   T* image = grad_input + row / grid.down * s.channels * s.height * s.width;
-  for (int64_t n = 0; n < std::min(width, s.channels - channel); ++n)
+  for (int64_t first = channel; first < std::min(channel + width, s.channels); first += Lanes<T>::count)
     for (int64_t r = 0; r < REACH; ++r) {
       const int64_t y = source_of(row % grid.down * TILE + r - s.padding, s.height, s);
       if (y < 0) continue;
-      T* to = image + ((channel + n) * s.height + y) * s.width;
-      const T* from = strip + (r * columns + s.padding) * width + n;
-      for (int64_t x = 0; x < s.width; ++x) to[x] += from[x * width];
-      for (int64_t edge = 1; s.reflect && edge <= s.padding; ++edge) {
-        to[edge] += from[-edge * width];
-        to[s.width - 1 - edge] += from[(s.width - 1 + edge) * width];
-      }
+      const int64_t count = std::min<int64_t>(Lanes<T>::count, s.channels - first), size = s.height * s.width;
+      T* to = image + (first * s.height + y) * s.width;
+      const T* from = strip + (r * columns + s.padding) * width + first - channel;
+      to_channels_first<T>(from, width, s.width, count, [&](int64_t n, int64_t x, auto values) {
+        decltype(values) sum;
+        __builtin_memcpy(&sum, to + n * size + x, sizeof(sum));
+        sum += values;
+        __builtin_memcpy(to + n * size + x, &sum, sizeof(sum));
+      });
+      for (int64_t edge = 1; s.reflect && edge <= s.padding; ++edge)
+        for (int64_t n = 0; n < count; ++n) {
+          to[n * size + edge] += from[n - edge * width];
+          to[n * size + s.width - 1 - edge] += from[n + (s.width - 1 + edge) * width];
+        }
     }
 }
 

@@ -94,13 +94,47 @@ inline int64_t source_of(int64_t i, int64_t size, const Conv3x3Shape& s) {
   return i < 0 ? -i : 2 * size - 2 - i;
 }
 
+// Squares of channels and pixels, turned round in registers: `pixels` of so many channels as a vector has, from channels
+// first (`channel` apart) to channels last (`pixel` apart).
+template <typename T>
+void to_channels_last(const T* from, int64_t channel, int64_t pixels, T* to, int64_t pixel) {
+  constexpr int lanes = Lanes<T>::count;
+  int64_t x = 0;
+  for (; x + lanes <= pixels; x += lanes) {
+    Vec<T> square[lanes];
+#pragma GCC unroll 16
+    for (int n = 0; n < lanes; ++n) square[n] = load<T>(from + n * channel + x);
+    transpose<T>(square);
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) store<T>(to + (x + i) * pixel, square[i]);
+  }
+  for (; x < pixels; ++x)
+    for (int n = 0; n < lanes; ++n) to[x * pixel + n] = from[n * channel + x];
+}
+
+// The way back, of the first `channels` of them: put(n, place, values) takes a vector of channel n's pixels, or one.
+template <typename T, typename Put>
+void to_channels_first(const T* from, int64_t pixel, int64_t pixels, int64_t channels, const Put& put) {
+  constexpr int lanes = Lanes<T>::count;
+  int64_t x = 0;
+  for (; x + lanes <= pixels; x += lanes) {
+    Vec<T> square[lanes];
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) square[i] = load<T>(from + (x + i) * pixel);
+    transpose<T>(square);
+    for (int64_t n = 0; n < channels; ++n) put(n, x, square[n]);
+  }
+  for (; x < pixels; ++x)
+    for (int64_t n = 0; n < channels; ++n) put(n, x, from[x * pixel + n]);
+}
+
 // Some rows of an image [channels, height, width], channels last: strip [rows, columns, channels rounded up], from row
 // `top` and column `left` on. What lies outside is 0, or, of an input to be reflected, its reflection.
 template <typename T>
 void load_strip(
     const T* image, int64_t channels, int64_t height, int64_t width, int64_t top, int64_t left, int64_t rows,
     int64_t columns, const Conv3x3Shape& s, T* strip) {
-  constexpr int64_t together = 8;  // channels: whole lines of the strip before they leave the cache
+  constexpr int64_t together = Lanes<T>::count;
   const int64_t padded = round_up(channels, panel_width<T>());
   const int64_t first = std::max<int64_t>(0, -left), last = std::min(columns, width - left);
   for (int64_t r = 0; r < rows; ++r) {
@@ -112,8 +146,7 @@ void load_strip(
       const int64_t count = std::min(together, channels - c);
       const T* from = image + (c * height + y) * width + left;
       if (count == together)
-        for (int64_t x = first; x < last; ++x)
-          for (int64_t n = 0; n < together; ++n) to[x * padded + c + n] = from[n * height * width + x];
+        to_channels_last<T>(from + first, height * width, last - first, to + first * padded + c, padded);
       else
         for (int64_t x = first; x < last; ++x)
           for (int64_t n = 0; n < count; ++n) to[x * padded + c + n] = from[n * height * width + x];
