@@ -6,9 +6,10 @@
 // and what lies between the transforms stays in their caches: never the whole of the transformed kernels, 36 values for
 // 9. A value does not depend on which thread makes it.
 
-constexpr int64_t INPUT_BYTES = 6 << 20;      // of transformed inputs at a time
-constexpr int64_t GRADIENT_BYTES = 24 << 20;  // of transformed inputs and gradients, for the kernels' gradient
-constexpr int64_t GRADIENT_ROWS = 132;        // filters at a time and thread, for the same
+constexpr int64_t INPUT_BYTES = 6 << 20, INPUT_TILES = 384;  // of transformed inputs at a time
+// Of transformed inputs and gradients, for the kernels' gradient: so many times the sums that each part adds to.
+constexpr int64_t GRADIENT_TIMES = 3, GRADIENT_LEAST = 3 << 20, GRADIENT_MOST = 24 << 20;
+constexpr int64_t GRADIENT_ROWS = 132;  // filters at a time and thread, for the same
 
 // A panel of kernels: to [TAPS, depth, panel]; that of element (d, n) is the one at d · depth_step + n · panel_step. Zeros
 // fill the panel behind `count`.
@@ -119,7 +120,7 @@ void conv3x3(const Conv3x3Shape& s, const T* input, const T* kernel, const T* bi
   constexpr int64_t width = panel_width<T>();
   const int64_t channels = round_up(s.channels, width), panels = round_up(s.filters, width) / width;
   const TileGrid grid(s);
-  const int64_t rows = grid.rows_within(INPUT_BYTES / int64_t(sizeof(T)) / POINTS / channels);
+  const int64_t rows = grid.rows_within(std::min(INPUT_TILES, INPUT_BYTES / int64_t(sizeof(T)) / POINTS / channels));
   Scratch<T> points(POINTS * point_stride<T>(rows * grid.across, channels));
   for (int64_t first = 0; first < grid.rows; first += rows) {
     const int64_t count = std::min(rows, grid.rows - first), tiles = count * grid.across;
@@ -190,7 +191,7 @@ void conv3x3_input_gradient(const Conv3x3Shape& s, const T* grad_output, const T
   constexpr int64_t width = panel_width<T>();
   const int64_t filters = round_up(s.filters, width), panels = round_up(s.channels, width) / width;
   const TileGrid grid(s);
-  const int64_t rows = grid.rows_within(INPUT_BYTES / int64_t(sizeof(T)) / POINTS / filters);
+  const int64_t rows = grid.rows_within(std::min(INPUT_TILES, INPUT_BYTES / int64_t(sizeof(T)) / POINTS / filters));
   const int64_t size = s.height * s.width;
   parallel_for(0, s.images * s.channels, std::max<int64_t>(1, 65536 / size), [&](int64_t begin, int64_t end) {
     std::fill_n(grad_input + begin * size, (end - begin) * size, T(0));
@@ -238,7 +239,9 @@ void conv3x3_kernel_gradient(const Conv3x3Shape& s, const T* input, const T* gra
   constexpr int64_t width = panel_width<T>();
   const int64_t channels = round_up(s.channels, width), filters = round_up(s.filters, width);
   const TileGrid grid(s);
-  const int64_t rows = grid.rows_within(GRADIENT_BYTES / int64_t(sizeof(T)) / POINTS / (channels + filters));
+  const int64_t point_bytes = POINTS * int64_t(sizeof(T));
+  const int64_t bytes = std::clamp(GRADIENT_TIMES * point_bytes * channels * filters, GRADIENT_LEAST, GRADIENT_MOST);
+  const int64_t rows = grid.rows_within(bytes / point_bytes / (channels + filters));
   const int64_t most = rows * grid.across;
   const int64_t share = round_up((s.filters + num_threads() - 1) / num_threads(), ROW_BLOCK);
   const int64_t together = std::min({GRADIENT_ROWS, share, s.filters});
