@@ -105,13 +105,20 @@ class Conv3x3(nn.Conv2d):
         self.winograd = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, Cin, H, W] to [B, Cout, H, W], less two each way without padding."""
-        if not self.winograd or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
+        """[B, Cin, H, W] to [B, Cout, H, W], less two each way without padding.
+
+        Under autocast on a CPU the tiles are float32 all the same, and the result is of autocast's dtype.
+        """
         tiles = x.shape[0] * (x.shape[2] // 4) * (x.shape[3] // 4)
-        if tiles < FEWEST:
+        if not self.winograd or tiles < FEWEST or not x.is_floating_point():
             return super().forward(x)
-        return winograd_conv2d(x, self.weight, self.bias, self.padding[0], self.padding_mode)
+        if not torch.is_autocast_enabled("cpu"):
+            if x.dtype not in (torch.float32, torch.float64):
+                return super().forward(x)
+            return winograd_conv2d(x, self.weight, self.bias, self.padding[0], self.padding_mode)
+        with torch.autocast("cpu", enabled=False):
+            out = winograd_conv2d(x.float(), self.weight, self.bias, self.padding[0], self.padding_mode)
+        return out.to(torch.get_autocast_dtype("cpu"))
 
 
 def as_conv3x3(network: nn.Module) -> nn.Module:

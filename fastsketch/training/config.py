@@ -156,7 +156,8 @@ class TrainConfig:
     data_on_device: Switch = "auto"
     """Keep the pictures on the device and cut and mirror them there; auto: on a GPU, where they fit."""
     winograd: Switch = "auto"
-    """3×3 convolutions with fewer multiplications; auto: on a CPU in float32."""
+    """3×3 convolutions with fewer multiplications, in float32 whatever the precision; auto: on CPUs, but for
+    bfloat16 with AMX."""
     perceptual_weights: Literal["imagenet", "random"] = "imagenet"
     """VGG16's weights; random (fixed, seeded) serves where ImageNet's cannot be had, and is worse."""
 

@@ -37,13 +37,13 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(getattr(torch.cpu, name)() for name in instructions)
 
 
-def gains_by_bfloat16(device: torch.device, winograd: bool) -> bool:
-    """Whether a step is faster in bfloat16 than in float32, with Winograd's convolutions in the latter or without.
+def multiplies_tiles(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bfloat16 matrices: tensor cores, AMX.
 
-    AVX512-BF16 doubles the rate of products, Winograd quarters their number, in float32: as fast or faster
-    (docs/training.md). AMX has eight times that rate; a step has not been timed there.
+    AVX512-BF16 has not: it doubles the rate of products, where Winograd's convolutions in float32 quarter their number
+    (docs/training.md has the times). A step has not been timed with AMX.
     """
-    return has_bfloat16(device) and (not winograd or device.type == "cuda" or torch.cpu._is_amx_tile_supported())
+    return has_bfloat16(device) and (device.type == "cuda" or torch.cpu._is_amx_tile_supported())
 
 
 def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) -> Speed:
@@ -57,7 +57,8 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
     """
     on_gpu = device.type == "cuda"
     winograd = not on_gpu and config.winograd != "off" and is_available()
-    half = config.precision == "bfloat16" or (config.precision == "auto" and gains_by_bfloat16(device, winograd))
+    gains_by_half = multiplies_tiles if winograd else has_bfloat16
+    half = config.precision == "bfloat16" or (config.precision == "auto" and gains_by_half(device))
     if config.cuda_graph == "on" and not on_gpu:
         raise FastsketchError(f"cuda_graph is on, but the device is {device}")
     if config.cuda_graph == "on" and processes > 1:
@@ -72,13 +73,14 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
         raise FastsketchError(
             f"compile is on, but the device is {device}: torch 2.14 compiles a step there for minutes, then fails"
         )
-    if config.winograd == "on" and (on_gpu or half):
-        raise FastsketchError("winograd is for float32 on a CPU; cuDNN chooses by itself")
+    if config.winograd == "on" and on_gpu:
+        raise FastsketchError("winograd is for CPUs; cuDNN chooses by itself")
     if config.winograd == "on" and not is_available():
         raise FastsketchError(
             "winograd is on, but the C++ kernels are not there or not in use: fastsketch info says why"
         )
-    winograd = winograd and not half
+    if winograd and half and config.winograd == "auto" and multiplies_tiles(device):
+        winograd = False
     if config.channels_last == "on" and winograd:
         raise FastsketchError("channels_last and winograd exclude each other: add --winograd off")
     if half and device.type == "cpu" and not has_bfloat16(device):

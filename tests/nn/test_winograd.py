@@ -158,3 +158,19 @@ def test_a_foreign_network_keeps_its_weights_and_its_function():
     torch.testing.assert_close(gradient, want_gradient, rtol=1e-5, atol=1e-9)
     strided = as_conv3x3(torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, stride=2), torch.nn.Conv2d(64, 64, 1)))
     assert not any(isinstance(layer, Conv3x3) for layer in strided)
+
+
+def test_under_autocast_the_tiles_are_float32():
+    layer, x = Conv3x3(32, 32, padding=1, padding_mode="reflect"), torch.randn(1, 32, 16, 16)
+    use_winograd(layer)
+    x = x.bfloat16().float()  # so that nothing is rounded on the way in
+    want = layer(x)
+    arriving = torch.randn_like(want).bfloat16()
+    want_weight, want_x = torch.autograd.grad(layer(x.requires_grad_()), (layer.weight, x), arriving.float())
+    for given in (x, x.bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16):
+            got = layer(given)
+        assert got.dtype == torch.bfloat16 and torch.equal(got, want.bfloat16())
+        weight, back = torch.autograd.grad(got, (layer.weight, x), arriving)
+        assert torch.equal(weight, want_weight)
+        torch.testing.assert_close(back, want_x, rtol=1e-2 if given is not x else 0, atol=0)

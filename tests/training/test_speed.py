@@ -38,6 +38,7 @@ def instructions(monkeypatch, avx: bool = False, amx: bool = False) -> None:
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.parametrize("avx", [False, True])
 @pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.filterwarnings("ignore:precision is bfloat16")
 def test_auto_on_a_processor(tiny, monkeypatch, avx, amx, kernels):
     instructions(monkeypatch, avx, amx)
     monkeypatch.setattr(module, "is_available", lambda: kernels)
@@ -45,6 +46,8 @@ def test_auto_on_a_processor(tiny, monkeypatch, avx, amx, kernels):
     half = amx or (avx and not kernels)
     assert got == Speed(HALF if half else torch.float32, False, True, False, False, False, kernels and not half)
     assert str(got).startswith("bfloat16, fused adam" if half else "float32, fused adam")
+    named = choose_speed(tiny(precision="bfloat16"), CPU)
+    assert named.precision == HALF and named.winograd == (kernels and not amx)
     without = choose_speed(tiny(precision="auto", winograd="off"), CPU)
     assert without.precision == (HALF if amx or avx else torch.float32) and not without.winograd
 
@@ -103,13 +106,18 @@ def test_a_run_keeps_its_precision_on_another_processor(tiny, monkeypatch):
     [
         ({"cuda_graph": "on"}, 1, "cuda_graph is on, but the device is cpu"),
         ({"compile": "on"}, 1, "compile is on, but the device is cpu"),
-        ({"winograd": "on", "precision": "bfloat16"}, 1, "winograd is for float32"),
         ({"winograd": "on", "channels_last": "on"}, 1, "exclude each other"),
     ],
 )
 def test_what_cannot_be_had_is_refused(tiny, changes, processes, message):
     with pytest.raises(FastsketchError, match=message):
         choose_speed(tiny(**changes), CPU, processes)
+
+
+def test_winograd_is_for_processors(tiny, monkeypatch):
+    monkeypatch.setattr(module, "has_bfloat16", lambda device: True)
+    with pytest.raises(FastsketchError, match="winograd is for CPUs"):
+        choose_speed(tiny(winograd="on"), CUDA)
 
 
 def test_a_graph_is_for_one_process(tiny, monkeypatch):
