@@ -163,13 +163,12 @@ def _generate(arguments: Sequence[str]) -> int:
     if bool(options.photos) == bool(options.data):
         raise FastsketchError("give either PHOTOs (files or folders) or --data DIR")
     weights = find_generator(options.weights)
+    generator = load_generator(weights, choose_device(options.device))
     image_size = _drawn_size(options.image_size, weights)
     if options.data:
         photos = find_pairs(data_folder(options.data, options.out / "data"), options.split, unpaired=True)
     else:
         photos = find_photos(options.photos)
-    device = choose_device(options.device)
-    generator = load_generator(weights, device)
     masks = MaskSource(options.masks, weights_dir=options.weights_dir)
     drawn = draw_sketches(generator, photos, options.out, masks, image_size=image_size, quiet=options.quiet)
     size = "their photos' sizes" if image_size is None else f"{image_size} pixels or less"
@@ -213,12 +212,11 @@ def _evaluate(arguments: Sequence[str]) -> int:
     if options.generated is not None and not options.generated.is_dir():
         raise FastsketchError(f"{options.generated}: no such folder of drawings")
     pairs = find_pairs(data_folder(options.data, out / "data"), options.split)
-    device = choose_device(options.device)
     settings = {
         "metrics": options.metrics,
         "weights_dir": options.weights_dir,
         "inception": options.inception,
-        "device": str(device),
+        "device": str(choose_device(options.device)),
         "batch_size": options.batch_size,
         "progress": not options.quiet,
         "image_size": options.image_size,

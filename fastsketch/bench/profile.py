@@ -60,8 +60,8 @@ def breakdown(case: Case, contender: str, device: str = "cpu") -> Counter[str]:
 def table(columns: dict[str, Counter[str]]) -> str:
     """Kinds of operators by rows, contenders by columns, milliseconds and shares."""
     kinds = sorted({k for c in columns.values() for k in c}, key=lambda k: -max(c[k] for c in columns.values()))
-    lines = [f"  {'ms by kind of operator':28}" + "".join(f"{name:>20}" for name in columns)]
+    lines = [f"  {'ms by kind of operator':28}" + "".join(f"{name:>22}" for name in columns)]
     for kind in kinds:
-        cells = "".join(f"{c[kind]:12.1f} {c[kind] / max(c.total(), 1e-9):6.1%}" for c in columns.values())
+        cells = "".join(f"{c[kind]:15.1f} {c[kind] / max(c.total(), 1e-9):6.1%}" for c in columns.values())
         lines.append(f"  {kind:28}{cells}")
-    return "\n".join([*lines, f"  {'all':28}" + "".join(f"{c.total():12.1f}{'':8}" for c in columns.values())])
+    return "\n".join([*lines, f"  {'all':28}" + "".join(f"{c.total():15.1f}{'':7}" for c in columns.values())])

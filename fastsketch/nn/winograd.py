@@ -110,15 +110,13 @@ class Conv3x3(nn.Conv2d):
         Under autocast on a CPU the tiles are float32 all the same, and the result is of autocast's dtype.
         """
         tiles = x.shape[0] * (x.shape[2] // 4) * (x.shape[3] // 4)
-        if not self.winograd or tiles < FEWEST or not x.is_floating_point():
+        cast = torch.is_autocast_enabled("cpu") and self.weight.dtype == torch.float32  # float64 is left alone by it
+        if not self.winograd or tiles < FEWEST or (x.dtype != self.weight.dtype and not cast):
             return super().forward(x)
-        if not torch.is_autocast_enabled("cpu"):
-            if x.dtype not in (torch.float32, torch.float64):
-                return super().forward(x)
-            return winograd_conv2d(x, self.weight, self.bias, self.padding[0], self.padding_mode)
         with torch.autocast("cpu", enabled=False):
-            out = winograd_conv2d(x.float(), self.weight, self.bias, self.padding[0], self.padding_mode)
-        return out.to(torch.get_autocast_dtype("cpu"))
+            x = x.float() if cast else x
+            out = winograd_conv2d(x, self.weight, self.bias, self.padding[0], self.padding_mode)
+        return out.to(torch.get_autocast_dtype("cpu")) if cast else out
 
 
 def as_conv3x3(network: nn.Module) -> nn.Module:

@@ -10,9 +10,10 @@ from tqdm import tqdm
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
 from fastsketch.training.images import (
-    IMAGE_SUFFIXES,
+    SMALLEST,
     crop_back,
     fit_within,
+    list_folder,
     list_images,
     mask_to_tensor,
     pad_to_multiple,
@@ -23,9 +24,6 @@ from fastsketch.training.images import (
 )
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair, name_some
-
-SMALLEST = 8
-"""Pixels a side that a photo needs at least, once it is scaled."""
 
 
 @torch.inference_mode()
@@ -71,8 +69,8 @@ def find_photos(sources: Iterable[Path]) -> list[Pair]:
 
 def left_out(sources: Iterable[Path]) -> str:
     """What lies in these folders and is drawn by nobody, for a message; empty: nothing."""
-    inside = [p for folder in sources if folder.is_dir() for p in folder.iterdir() if not p.name.startswith(".")]
-    rest = sorted(p for p in inside if p.suffix.lower() not in IMAGE_SUFFIXES)
+    folders = [source for source in sources if source.is_dir()]
+    rest = [p for folder in folders for p in sorted(set(list_folder(folder)) - set(list_images(folder)))]
     return name_some([f"{p.name}/" if p.is_dir() else p.name for p in rest])
 
 

@@ -22,6 +22,9 @@ from torch import Tensor
 from fastsketch.errors import FastsketchError
 from fastsketch.training.files import written_whole
 
+SMALLEST = 8
+"""Pixels a side that a photo needs at least, to be drawn or to have a mask made."""
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 # What Pillow's decoders raise on a damaged file, by experience: not only OSError.
@@ -50,39 +53,46 @@ def _whole_files_only() -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
+def list_folder(folder: Path) -> list[Path]:
+    """What lies directly inside a folder, in order; not hidden files, which macOS puts beside pictures."""
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
 def list_images(folder: Path) -> list[Path]:
-    """The pictures directly inside a folder, in order; not hidden files, which macOS puts beside them."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    """The pictures directly inside a folder, in order."""
+    return [p for p in list_folder(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
 
 
-def _decode(path: str | Path) -> Image.Image:
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file, opened; whatever goes wrong with it is one error with its name."""
     path = Path(path)
     if not path.is_file():
         kind = "is a folder, not an image file" if path.is_dir() else "no such image file"
         raise FastsketchError(f"{path}: {kind}")
     try:
-        with _whole_files_only(), Image.open(path) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
+        with Image.open(path) as image:
+            yield image
     except _DECODE_ERRORS as error:
         raise FastsketchError(f"{path}: unreadable image ({error})") from error
 
 
+def _decode(path: str | Path) -> Image.Image:
+    with _opened(path) as image, _whole_files_only():
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
 def picture_size(path: str | Path) -> tuple[int, int]:
-    """(width, height) of an image file, pixels, upright, without decoding its pixels.
+    """(width, height) of an image file, pixels, upright; its pixels are decoded only where it is to be turned.
 
     Raises:
         FastsketchError: missing or unreadable file.
     """
-    path = Path(path)
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
-    except FileNotFoundError as error:
-        raise FastsketchError(f"{path}: no such image file") from error
-    except _DECODE_ERRORS as error:
-        raise FastsketchError(f"{path}: unreadable image ({error})") from error
+    with _opened(path) as image:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image.size
+    return _decode(path).size
 
 
 def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:

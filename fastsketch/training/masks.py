@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.images import fit_within, mask_to_tensor, read_mask, save_image
+from fastsketch.training.images import SMALLEST, fit_within, mask_to_tensor, read_mask, save_image
 from fastsketch.weights import load_person_segmenter
 
 METHODS = ("auto", "folder", "white", "grabcut", "person", "none")
@@ -25,7 +25,6 @@ MASK_VERSION = 1
 NEAR_WHITE = 235  # the darkest channel of a whitened background, JPEG noise allowed for
 NEAR_BLACK = 24  # the brightest channel of the black that fills the corners of a rotated photo
 _WORKING_SIDE = 512  # masks of larger photos are made at this size and scaled up
-_LEAST_SIDE = 8
 _PERSON_CLASS = 15  # in the VOC labels
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -233,9 +232,9 @@ class MaskSource:
             return _given_mask(photo, given, name)
         if method == "none":
             return Image.new("L", photo.size, 255)
-        if min(photo.size) < _LEAST_SIDE:
+        if min(photo.size) < SMALLEST:
             raise FastsketchError(
-                f"{name}: {photo.width}×{photo.height} pixels, a mask is made of {_LEAST_SIDE} a side at least"
+                f"{name}: {photo.width}×{photo.height} pixels; the shorter side needs {SMALLEST} at least"
             )
         cached = self._cached_path(photo, method)
         if cached is not None and cached.is_file():

@@ -23,10 +23,15 @@ class Speed:
     data_on_device: bool
     winograd: bool
 
+    @property
+    def precision_name(self) -> str:
+        """The precision as `TrainConfig` has it."""
+        return str(self.precision).removeprefix("torch.")
+
     def __str__(self) -> str:
         names = ("channels_last", "fused_adam", "compile", "cuda_graph", "data_on_device", "winograd")
         used = [name.replace("_", " ") for name in names if getattr(self, name)]
-        return ", ".join([str(self.precision).removeprefix("torch."), *used])
+        return ", ".join([self.precision_name, *used])
 
 
 def has_bfloat16(device: torch.device) -> bool:

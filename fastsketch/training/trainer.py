@@ -77,9 +77,10 @@ class Trainer:
             if config.precision == "auto":  # that of the run, wherever it was begun
                 config = replace(config, precision=saved.precision)
             config.check_resumes(saved)
-        self.config, self.quiet = config, quiet or not self.world.writes
         self.device = choose_device(device)
         self.speed = choose_speed(config, self.device, self.world.size)
+        self.config = config = replace(config, precision=self.speed.precision_name)  # what is saved with the run
+        self.quiet = quiet or not self.world.writes
         self.dataset = self._dataset(data)
         self.batches = Batches(self.dataset, config, self.device, self.speed.data_on_device, self.world)
         self.examples = self._examples(data) if self.world.writes else []
@@ -101,8 +102,7 @@ class Trainer:
         self.world.wait()  # all have looked for an earlier run before one of them writes
         if self.world.writes:
             remove_torn(config.out)
-            precision = str(self.speed.precision).removeprefix("torch.")
-            save_settings(self.paths.settings, replace(config, resume=False, precision=precision))
+            save_settings(self.paths.settings, replace(config, resume=False))
 
     # --- data -------------------------------------------------------------------------------------------------------
 

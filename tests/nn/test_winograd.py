@@ -167,10 +167,14 @@ def test_under_autocast_the_tiles_are_float32():
     want = layer(x)
     arriving = torch.randn_like(want).bfloat16()
     want_weight, want_x = torch.autograd.grad(layer(x.requires_grad_()), (layer.weight, x), arriving.float())
-    for given in (x, x.bfloat16()):
+    rounded = want_x.bfloat16().float()  # on the way back to a bfloat16 input
+    for given, expected in ((x, want_x), (x.bfloat16(), rounded)):
         with torch.autocast("cpu", torch.bfloat16):
             got = layer(given)
         assert got.dtype == torch.bfloat16 and torch.equal(got, want.bfloat16())
         weight, back = torch.autograd.grad(got, (layer.weight, x), arriving)
-        assert torch.equal(weight, want_weight)
-        torch.testing.assert_close(back, want_x, rtol=1e-2 if given is not x else 0, atol=0)
+        assert torch.equal(weight, want_weight) and torch.equal(back, expected)
+    layer, x = layer.double(), x.detach().double()
+    want = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):  # which leaves float64 alone
+        assert torch.equal(layer(x), want) and want.dtype == torch.float64

@@ -167,6 +167,9 @@ def test_the_size_of_training_is_found_or_asked_for(capsys, weights, tmp_path):
     assert run(capsys, *command, alone, "--image-size", 32)[0] == 0
     code, _, err = run(capsys, *command, alone, "--image-size", 0)
     assert code == 1 and "--image-size must be at least 1" in err
+    (tmp_path / "notes.txt").write_text("no weights")
+    code, _, err = run(capsys, *command, tmp_path / "notes.txt")
+    assert code == 1 and "not a generator saved by fastsketch" in err
     save_generator(weights, load_generator(weights), {"in_channels": 3, **architecture})
     assert trained_size(weights) == 40  # of the settings beside it
 

@@ -14,6 +14,7 @@ from fastsketch.training.images import (
     mask_to_tensor,
     pad_to,
     pad_to_multiple,
+    picture_size,
     read_mask,
     read_photo,
     read_sketch,
@@ -21,6 +22,21 @@ from fastsketch.training.images import (
     to_image,
     to_tensor,
 )
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_size_without_pixels(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.radial_gradient("L").resize((60, 40)).convert("RGB").save(tmp_path / f"a.{suffix}", exif=exif)
+    size = picture_size(tmp_path / f"a.{suffix}")
+    assert size == read_photo(tmp_path / f"a.{suffix}").size == ((40, 60) if orientation == 6 else (60, 40))
+    with pytest.raises(FastsketchError, match="is a folder"):
+        picture_size(tmp_path)
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    with pytest.raises(FastsketchError, match=r"torn\.png: unreadable"):
+        picture_size(tmp_path / "torn.png")
 
 
 @pytest.fixture

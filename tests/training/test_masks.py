@@ -176,6 +176,12 @@ def test_errors(tmp_path):
         MaskSource("none")(photo.convert("L"))
 
 
+@pytest.mark.parametrize("method", ["auto", "white", "grabcut"])
+def test_photos_too_small_for_a_mask_are_named(method):
+    with pytest.raises(FastsketchError, match="dot: 1×1 pixels; the shorter side needs 8"):
+        MaskSource(method)(Image.new("RGB", (1, 1)), name="dot")
+
+
 def test_cache(tmp_path, monkeypatch):
     photo = Image.fromarray(portrait((250, 250, 250))[0])
     cache = tmp_path / "run" / "masks"

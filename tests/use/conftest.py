@@ -45,13 +45,16 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def a_run(tmp_path: Path, faces: Path):
-    """a_run(name, preset, seed, **changes): the folder of a run as training would leave it."""
+    """a_run(name, preset, seed, kept, **changes): the folder of a run as training would leave it.
 
-    def make(name: str = "first", preset: str = "fsscl", seed: int = 3, **changes) -> Path:
+    kept: its weights' file says how far it was trained, as older ones do not.
+    """
+
+    def make(name: str = "first", preset: str = "fsscl", seed: int = 3, kept: bool = True, **changes) -> Path:
         folder = tmp_path / name
         values = {"preset": preset, **PRESETS[preset], "image_size": 80, "width": 4, "blocks": 5, "num_patches": 32}
         config = TrainConfig(data=str(faces), out=folder, **{**values, **changes})
-        training = Training(config.image_size, step=50, epoch=3)  # stopped before its last losses
+        training = Training(config.image_size, step=50, epoch=3) if kept else None  # stopped before its last losses
         parts = {"mask_channel": config.mask, "attention": config.attention}
         write_generator(folder / "generator.safetensors", seed, training, **parts)
         (folder / "settings.json").write_text(config.to_json())

@@ -139,7 +139,10 @@ def test_an_unpaired_run(capsys, a_run, faces, tmp_path, page):
     shown.goto(target.as_uri())
     assert "No test photo has a sketch of its own" in shown.inner_text("main")
     assert shown.locator("button").count() == 1 and shown.locator("img").count() == 4 * 3
-    assert report(capsys, run, a_run("second"), "-o", target)[0] == 0  # the paired data of both
+    second = a_run("second", kept=False)
+    assert report(capsys, run, second, "-o", target)[0] == 0  # the paired data of both
+    shown.goto(target.as_uri())
+    assert "set to train for 100 epochs" in shown.inner_text("#run1")
     assert shown.errors == []
 
 
