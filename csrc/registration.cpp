@@ -31,6 +31,10 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
   m.def("normalize_layers_gradient(Tensor[] grads, Tensor x) -> Tensor");
   m.def("transport_plan(Tensor cost, float epsilon, int iterations) -> Tensor");
   m.def("transport_plan_gradient(Tensor grad, Tensor plan, float epsilon, int iterations) -> Tensor");
+  m.def("blur_downsample(Tensor input) -> Tensor");
+  m.def("blur_downsample_gradient(Tensor grad_output, int height, int width) -> Tensor");
+  m.def("blur_upsample(Tensor input) -> Tensor");
+  m.def("blur_upsample_gradient(Tensor grad_output) -> Tensor");
   m.def("conv3x3(Tensor input, Tensor kernel, Tensor? bias, int padding, bool reflect) -> Tensor");
   m.def(
       "conv3x3_input_gradient(Tensor grad_output, Tensor kernel, int height, int width, int padding, bool reflect) "
@@ -53,6 +57,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
   m.impl("normalize_layers_gradient", TORCH_BOX(&fastsketch::normalize_layers_gradient_cpu));
   m.impl("transport_plan", TORCH_BOX(&fastsketch::transport_plan_cpu));
   m.impl("transport_plan_gradient", TORCH_BOX(&fastsketch::transport_plan_gradient_cpu));
+  m.impl("blur_downsample", TORCH_BOX(&fastsketch::blur_downsample_cpu));
+  m.impl("blur_downsample_gradient", TORCH_BOX(&fastsketch::blur_downsample_gradient_cpu));
+  m.impl("blur_upsample", TORCH_BOX(&fastsketch::blur_upsample_cpu));
+  m.impl("blur_upsample_gradient", TORCH_BOX(&fastsketch::blur_upsample_gradient_cpu));
   m.impl("conv3x3", TORCH_BOX(&fastsketch::conv3x3_cpu));
   m.impl("conv3x3_input_gradient", TORCH_BOX(&fastsketch::conv3x3_input_gradient_cpu));
   m.impl("conv3x3_kernel_gradient", TORCH_BOX(&fastsketch::conv3x3_kernel_gradient_cpu));

@@ -266,6 +266,26 @@ def conv3x3_kernel_gradient(
     return _ops.conv3x3_kernel_gradient(x.contiguous(), grad_output.contiguous(), padding, reflect)
 
 
+def blur_downsample(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, ⌈H/2⌉, ⌈W/2⌉]
+    """See `fastsketch.nn.blur`."""
+    return _ops.blur_downsample(x.contiguous())
+
+
+def blur_downsample_gradient(grad_output: Tensor, height: int, width: int) -> Tensor:  # -> [B, C, H, W]
+    """Gradient of `blur_downsample`'s input."""
+    return _ops.blur_downsample_gradient(grad_output.contiguous(), height, width)
+
+
+def blur_upsample(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, 2H, 2W]
+    """See `fastsketch.nn.blur`."""
+    return _ops.blur_upsample(x.contiguous())
+
+
+def blur_upsample_gradient(grad_output: Tensor) -> Tensor:  # [B, C, 2H, 2W] -> [B, C, H, W]
+    """Gradient of `blur_upsample`'s input."""
+    return _ops.blur_upsample_gradient(grad_output.contiguous())
+
+
 def place_positions(
     index: Tensor,  # [B, S] int64
     grid: Sequence[int],

@@ -12,6 +12,7 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #include "rows.h"
 
 #include "attention.h"
+#include "blur.h"
 #include "gather.h"
 #include "patch_nce.h"
 #include "normalize.h"
@@ -41,7 +42,7 @@ const Kernels kernels = {
     normalize_layers_gradient<float>, normalize_layers_gradient<double>,
     transport_plan<float>, transport_plan<double>,
     transport_plan_gradient<float>, transport_plan_gradient<double>,
-    gather, scatter,
+    blur, gather, scatter,
 };
 
 }  // namespace fastsketch::LEVEL

@@ -136,6 +136,14 @@ struct Conv3x3Shape {
   int64_t out_width() const { return width + 2 * padding - 2; }
 };
 
+// A blur of contiguous maps [height, width] to half or to double the size, or its gradient.
+struct Blur {
+  enum Kind { down, down_gradient, up, up_gradient } kind;
+  int64_t height, width;
+  int64_t maps = 0;
+  Dtype dtype = Dtype::f32;  // of both sides
+};
+
 // Transport between the rows and columns of each image's cost [rows, columns]; everything contiguous.
 struct Transport {
   int64_t images, rows, columns, iterations;
@@ -174,6 +182,7 @@ struct Kernels {
   void (*transport_plan_f64)(const Transport&, const double* cost, double* plan);
   void (*transport_plan_gradient_f32)(const Transport&, const float* grad, const float* plan, float* grad_cost);
   void (*transport_plan_gradient_f64)(const Transport&, const double* grad, const double* plan, double* grad_cost);
+  void (*blur)(const Blur&, const void* from, void* to);
   void (*gather)(const Features*, const Patches*, int64_t layers);  // patches = features at index, of each layer
   void (*scatter)(const Features&, const Patches&); // features += patches at index
 };

@@ -35,6 +35,10 @@ std::vector<Tensor> normalize_layers_cpu(Tensor x);
 Tensor normalize_layers_gradient_cpu(std::vector<Tensor> grads, Tensor x);
 Tensor transport_plan_cpu(Tensor cost, double epsilon, int64_t iterations);
 Tensor transport_plan_gradient_cpu(Tensor grad, Tensor plan, double epsilon, int64_t iterations);
+Tensor blur_downsample_cpu(Tensor input);
+Tensor blur_downsample_gradient_cpu(Tensor grad_output, int64_t height, int64_t width);
+Tensor blur_upsample_cpu(Tensor input);
+Tensor blur_upsample_gradient_cpu(Tensor grad_output);
 Tensor conv3x3_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool reflect);
 Tensor conv3x3_input_gradient_cpu(
     Tensor grad_output, Tensor kernel, int64_t height, int64_t width, int64_t padding, bool reflect);

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from fastsketch.nn.generator import BlurDownsample
+from fastsketch.nn.blur import BlurDownsample
 from fastsketch.nn.init import init_weights, instance_norm
 
 

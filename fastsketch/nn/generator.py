@@ -4,48 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastsketch.functional import tap_patches
 from fastsketch.nn.attention import DualAttention
+from fastsketch.nn.blur import BlurDownsample, BlurUpsample
 from fastsketch.nn.init import init_weights, instance_norm
 from fastsketch.nn.winograd import Conv3x3
 
 INPUT_BORDER = 3
 """Reflection padding before the first convolution: the border of tapped layer 0."""
-
-
-def _binomial(values: Sequence[float], gain: float) -> Tensor:
-    row = torch.tensor(values)
-    kernel = row[:, None] * row[None, :]
-    return gain * kernel / kernel.sum()
-
-
-class BlurDownsample(nn.Module):
-    """Halve a map behind a binomial blur [L: Zhang, Making convolutional networks shift-invariant again, 2019]."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("filt", _binomial([1, 2, 1], 1.0).repeat(channels, 1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C, ⌈H/2⌉, ⌈W/2⌉]."""
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
-
-
-class BlurUpsample(nn.Module):
-    """Double a map with a binomial interpolation [L: as `BlurDownsample`]."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("filt", _binomial([1, 3, 3, 1], 4.0).repeat(channels, 1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C, 2H, 2W]."""
-        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-        wide = F.conv_transpose2d(padded, self.filt, stride=2, padding=2, groups=x.shape[1])
-        return wide[:, :, 1:-1, 1:-1]
 
 
 class ResnetBlock(nn.Module):

@@ -1,0 +1,101 @@
+"""Binomial blurs that halve or double a map: on a CPU kernels of their own, else the framework's convolutions.
+
+[L: Zhang, Making convolutional networks shift-invariant again, ICML 2019], as in CUT. The kernels (`csrc/cpu/blur.h`)
+add up rows, then columns, pad by themselves, and keep nothing for the gradient, where a convolution keeps its padded
+input.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fastsketch import _backend
+from fastsketch.ops.eager import nothing_looks_on
+
+
+def _kernel(name: str, device: torch.device):
+    return _backend.optional_kernel(name, "gather_patches_forward", device)
+
+
+class _Downsample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.size = x.shape[2:]
+        return _kernel("blur_downsample", x.device)(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _kernel("blur_downsample_gradient", grad.device)(grad, *ctx.size)
+
+
+class _Upsample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return _kernel("blur_upsample", x.device)(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return _kernel("blur_upsample_gradient", grad.device)(grad)
+
+
+class _Blur(nn.Module):
+    """What both have: the kernel `filt` [C, 1, K, K], a buffer under CUT's name, of fixed values."""
+
+    filt: Tensor
+
+    def __init__(self, channels: int, values: Sequence[float], gain: float) -> None:
+        super().__init__()
+        row = torch.tensor(values)
+        kernel = row[:, None] * row[None, :]
+        self._values = gain * kernel / kernel.sum()
+        self.register_buffer("filt", self._values.repeat(channels, 1, 1, 1))
+
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors) -> None:
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+        if not torch.equal(self.filt.cpu().float(), self._values.expand(self.filt.shape)):
+            errors.append(f"{prefix}filt must be the binomial kernel {self._values.tolist()}")
+
+    def _takes_kernel(self, x: Tensor) -> bool:
+        plain = x.dim() == 4 and x.is_floating_point() and min(x.shape[2:]) >= 2 and nothing_looks_on(x)
+        return plain and _kernel("blur_downsample", x.device) is not None
+
+
+class BlurDownsample(_Blur):
+    """Halve a map behind a 3×3 binomial blur, with reflected borders [L: CUT].
+
+    Args:
+        channels: C of the map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, [1, 2, 1], 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W], sides at least 2, to [B, C, ⌈H/2⌉, ⌈W/2⌉]."""
+        if self._takes_kernel(x):
+            return _Downsample.apply(x)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+
+
+class BlurUpsample(_Blur):
+    """Double a map with a 4×4 binomial interpolation, borders repeated [L: CUT].
+
+    Args:
+        channels: C of the map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, [1, 3, 3, 1], 4.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, 2H, 2W]."""
+        if self._takes_kernel(x):
+            return _Upsample.apply(x)
+        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+        wide = F.conv_transpose2d(padded, self.filt, stride=2, padding=2, groups=x.shape[1])
+        return wide[:, :, 1:-1, 1:-1]

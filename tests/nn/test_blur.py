@@ -1,0 +1,103 @@
+"""The blurs' kernels against the framework's convolutions."""
+
+import copy
+
+import pytest
+import torch
+
+from fastsketch._backend import use_backend
+from fastsketch.nn import PatchDiscriminator, ResnetGenerator
+from fastsketch.nn.blur import BlurDownsample, BlurUpsample
+
+BLURS = [BlurDownsample, BlurUpsample]
+SIZES = [(2, 2), (2, 3), (3, 2), (3, 3), (4, 5), (7, 4), (37, 66), (64, 131)]
+
+
+def _run(blur, x, arriving=None):
+    x = x.detach().requires_grad_()
+    out = blur(x)
+    arriving = torch.ones_like(out) if arriving is None else arriving
+    return out.detach(), torch.autograd.grad(out, x, arriving)[0]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", BLURS)
+def test_value_and_gradient_in_float64(kind, size):
+    blur, x = kind(5).double(), torch.randn(3, 5, *size, dtype=torch.float64)
+    arriving = torch.randn_like(blur(x))
+    got = _run(blur, x, arriving)
+    with use_backend("reference"):
+        want = _run(blur, x, arriving)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", BLURS)
+def test_gradient_by_finite_differences(kind):
+    blur = kind(2).double()
+    assert torch.autograd.gradcheck(blur, torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", BLURS)
+def test_rounded_once(kind, dtype):
+    """The result is that of float64, rounded to the dtype: sums are in float32, weights exact."""
+    x = torch.randn(2, 33, 19, 40).to(dtype)
+    arriving = torch.randn(kind(33)(x).shape).to(dtype)
+    truth = _run(kind(33).double(), x.double(), arriving.double())
+    for got, want in zip(_run(kind(33), x, arriving), truth, strict=True):
+        assert got.dtype == dtype
+        error = (got.double() - want).abs()
+        unit = torch.finfo(dtype).eps
+        assert (error <= (0.51 if dtype != torch.float32 else 3) * unit * want.abs() + 4e-7).all()
+
+
+@pytest.mark.parametrize("kind", BLURS)
+def test_any_strides_and_nothing_kept(kind):
+    blur, x = kind(4), torch.randn(2, 8, 12, 10).to(memory_format=torch.channels_last)[:, ::2, 1:]
+    want = _run(blur, x.contiguous())
+    for one, other in zip(_run(blur, x), want, strict=True):
+        assert torch.equal(one, other)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        blur(x.requires_grad_())
+    assert not kept
+    assert blur(torch.zeros(0, 4, 6, 6)).shape[0] == 0
+
+
+@pytest.mark.parametrize("kind", BLURS)
+def test_a_broken_value_stays_visible_and_where_it_is(kind):
+    x = torch.randn(1, 1, 16, 16)
+    x[0, 0, 8, 8] = float("nan")
+    got = kind(1)(x)
+    with use_backend("reference"):
+        assert torch.equal(got.isnan(), kind(1)(x).isnan())
+
+
+@pytest.mark.parametrize("kind", BLURS)
+def test_only_the_binomial_kernel_is_loaded(kind):
+    blur = kind(3)
+    state = copy.deepcopy(blur.state_dict())
+    kind(3).load_state_dict(state)
+    kind(3).double().load_state_dict(state)
+    state["filt"][1] *= 2
+    with pytest.raises(RuntimeError, match="filt must be the binomial kernel"):
+        blur.load_state_dict(state)
+
+
+def test_networks_are_the_same_functions_either_way():
+    torch.manual_seed(0)
+    generator, judge = ResnetGenerator(3, 1, 8, 5).double(), PatchDiscriminator(1, 8).double()
+    image, mask = torch.rand(2, 3, 36, 52, dtype=torch.float64), torch.ones(2, 1, 36, 52, dtype=torch.float64)
+    parameters = [*generator.parameters(), *judge.parameters()]
+
+    def run():
+        out = judge(generator(image, mask)).square().sum()
+        return out.detach(), *torch.autograd.grad(out, parameters, allow_unused=True)
+
+    got = run()
+    with use_backend("reference"):
+        want = run()
+    for one, other in zip(got, want, strict=True):
+        if one is not None or other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
