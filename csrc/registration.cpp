@@ -35,11 +35,11 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
   m.def("blur_downsample_gradient(Tensor grad_output, int height, int width) -> Tensor");
   m.def("blur_upsample(Tensor input) -> Tensor");
   m.def("blur_upsample_gradient(Tensor grad_output) -> Tensor");
-  m.def("conv3x3(Tensor input, Tensor kernel, Tensor? bias, int padding, bool reflect) -> Tensor");
+  m.def("convolve(Tensor input, Tensor kernel, Tensor? bias, int padding, bool reflect) -> Tensor");
   m.def(
-      "conv3x3_input_gradient(Tensor grad_output, Tensor kernel, int height, int width, int padding, bool reflect) "
+      "convolve_input_gradient(Tensor grad_output, Tensor kernel, int height, int width, int padding, bool reflect) "
       "-> Tensor");
-  m.def("conv3x3_kernel_gradient(Tensor input, Tensor grad_output, int padding, bool reflect) -> Tensor");
+  m.def("convolve_kernel_gradient(Tensor input, Tensor grad_output, int size, int padding, bool reflect) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
@@ -61,7 +61,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
   m.impl("blur_downsample_gradient", TORCH_BOX(&fastsketch::blur_downsample_gradient_cpu));
   m.impl("blur_upsample", TORCH_BOX(&fastsketch::blur_upsample_cpu));
   m.impl("blur_upsample_gradient", TORCH_BOX(&fastsketch::blur_upsample_gradient_cpu));
-  m.impl("conv3x3", TORCH_BOX(&fastsketch::conv3x3_cpu));
-  m.impl("conv3x3_input_gradient", TORCH_BOX(&fastsketch::conv3x3_input_gradient_cpu));
-  m.impl("conv3x3_kernel_gradient", TORCH_BOX(&fastsketch::conv3x3_kernel_gradient_cpu));
+  m.impl("convolve", TORCH_BOX(&fastsketch::convolve_cpu));
+  m.impl("convolve_input_gradient", TORCH_BOX(&fastsketch::convolve_input_gradient_cpu));
+  m.impl("convolve_kernel_gradient", TORCH_BOX(&fastsketch::convolve_kernel_gradient_cpu));
 }

@@ -232,38 +232,39 @@ def transport_plan_gradient(
     return _ops.transport_plan_gradient(grad_plan.contiguous(), plan.contiguous(), epsilon, iterations)
 
 
-def conv3x3(
+def convolve(
     x: Tensor,  # [B, Cin, H, W] float32 or float64
-    kernel: Tensor,  # [Cout, Cin, 3, 3]
+    kernel: Tensor,  # [Cout, Cin, K, K], K 3 or 4
     bias: Tensor | None,  # [Cout]
     padding: int,
     reflect: bool,
-) -> Tensor:  # [B, Cout, H + 2 padding - 2, W + 2 padding - 2]
+) -> Tensor:  # [B, Cout, H + 2 padding + 1 - K, W + 2 padding + 1 - K]
     """See `fastsketch.nn.winograd`."""
     bias = None if bias is None else bias.contiguous()
-    return _ops.conv3x3(x.contiguous(), kernel.contiguous(), bias, padding, reflect)
+    return _ops.convolve(x.contiguous(), kernel.contiguous(), bias, padding, reflect)
 
 
-def conv3x3_input_gradient(
-    grad_output: Tensor,  # [B, Cout, H + 2 padding - 2, W + 2 padding - 2]
-    kernel: Tensor,  # [Cout, Cin, 3, 3]
+def convolve_input_gradient(
+    grad_output: Tensor,  # of convolve's result
+    kernel: Tensor,  # [Cout, Cin, K, K]
     height: int,
     width: int,
     padding: int,
     reflect: bool,
 ) -> Tensor:  # [B, Cin, H, W]
-    """Gradient of `conv3x3`'s input."""
-    return _ops.conv3x3_input_gradient(grad_output.contiguous(), kernel.contiguous(), height, width, padding, reflect)
+    """Gradient of `convolve`'s input."""
+    return _ops.convolve_input_gradient(grad_output.contiguous(), kernel.contiguous(), height, width, padding, reflect)
 
 
-def conv3x3_kernel_gradient(
+def convolve_kernel_gradient(
     x: Tensor,  # [B, Cin, H, W]
-    grad_output: Tensor,  # [B, Cout, H + 2 padding - 2, W + 2 padding - 2]
+    grad_output: Tensor,  # of convolve's result
+    size: int,
     padding: int,
     reflect: bool,
-) -> Tensor:  # [Cout, Cin, 3, 3]
-    """Gradient of `conv3x3`'s kernel."""
-    return _ops.conv3x3_kernel_gradient(x.contiguous(), grad_output.contiguous(), padding, reflect)
+) -> Tensor:  # [Cout, Cin, size, size]
+    """Gradient of `convolve`'s kernel."""
+    return _ops.convolve_kernel_gradient(x.contiguous(), grad_output.contiguous(), size, padding, reflect)
 
 
 def blur_downsample(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, ⌈H/2⌉, ⌈W/2⌉]

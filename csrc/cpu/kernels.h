@@ -127,13 +127,14 @@ struct ProjectionGradients {
   std::vector<T*> weights;   // of weight1, bias1, weight2, bias2 of each layer, or empty where not wanted
 };
 
-// A 3×3 convolution of stride 1, everything contiguous: input [B, channels, H, W], kernel [filters, channels, 3, 3].
-struct Conv3x3Shape {
+// A convolution of stride 1, everything contiguous: input [B, channels, H, W], kernel [filters, channels, size, size].
+struct ConvShape {
   int64_t images, channels, height, width, filters;
+  int64_t size;     // 3 or 4
   int64_t padding;  // on each side of the input
   bool reflect;     // padding by reflection, without the border itself; else by zeros
-  int64_t out_height() const { return height + 2 * padding - 2; }
-  int64_t out_width() const { return width + 2 * padding - 2; }
+  int64_t out_height() const { return height + 2 * padding + 1 - size; }
+  int64_t out_width() const { return width + 2 * padding + 1 - size; }
 };
 
 // A blur of contiguous maps [height, width] to half or to double the size, or its gradient.
@@ -166,12 +167,12 @@ struct Kernels {
   void (*project_forward_f64)(const Projection<double>&);
   void (*project_backward_f32)(const Projection<float>&, const ProjectionGradients<float>&);
   void (*project_backward_f64)(const Projection<double>&, const ProjectionGradients<double>&);
-  void (*conv3x3_f32)(const Conv3x3Shape&, const float* input, const float* kernel, const float* bias, float* output);
-  void (*conv3x3_f64)(const Conv3x3Shape&, const double* input, const double* kernel, const double* bias, double* output);
-  void (*conv3x3_input_gradient_f32)(const Conv3x3Shape&, const float* grad, const float* kernel, float* grad_input);
-  void (*conv3x3_input_gradient_f64)(const Conv3x3Shape&, const double* grad, const double* kernel, double* grad_input);
-  void (*conv3x3_kernel_gradient_f32)(const Conv3x3Shape&, const float* input, const float* grad, float* grad_kernel);
-  void (*conv3x3_kernel_gradient_f64)(const Conv3x3Shape&, const double* input, const double* grad, double* grad_kernel);
+  void (*convolve_f32)(const ConvShape&, const float* input, const float* kernel, const float* bias, float* output);
+  void (*convolve_f64)(const ConvShape&, const double* input, const double* kernel, const double* bias, double* output);
+  void (*convolve_input_gradient_f32)(const ConvShape&, const float* grad, const float* kernel, float* grad_input);
+  void (*convolve_input_gradient_f64)(const ConvShape&, const double* grad, const double* kernel, double* grad_input);
+  void (*convolve_kernel_gradient_f32)(const ConvShape&, const float* input, const float* grad, float* grad_kernel);
+  void (*convolve_kernel_gradient_f64)(const ConvShape&, const double* input, const double* grad, double* grad_kernel);
   void (*normalize_layers_f32)(const float* x, int64_t rows, int64_t width, const std::vector<float*>& layers);
   void (*normalize_layers_f64)(const double* x, int64_t rows, int64_t width, const std::vector<double*>& layers);
   void (*normalize_layers_gradient_f32)(

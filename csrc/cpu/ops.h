@@ -39,9 +39,10 @@ Tensor blur_downsample_cpu(Tensor input);
 Tensor blur_downsample_gradient_cpu(Tensor grad_output, int64_t height, int64_t width);
 Tensor blur_upsample_cpu(Tensor input);
 Tensor blur_upsample_gradient_cpu(Tensor grad_output);
-Tensor conv3x3_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool reflect);
-Tensor conv3x3_input_gradient_cpu(
+Tensor convolve_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool reflect);
+Tensor convolve_input_gradient_cpu(
     Tensor grad_output, Tensor kernel, int64_t height, int64_t width, int64_t padding, bool reflect);
-Tensor conv3x3_kernel_gradient_cpu(Tensor input, Tensor grad_output, int64_t padding, bool reflect);
+Tensor convolve_kernel_gradient_cpu(
+    Tensor input, Tensor grad_output, int64_t size, int64_t padding, bool reflect);
 
 }  // namespace fastsketch

@@ -1,4 +1,4 @@
-// conv3x3 on CPU tensors: checks, outputs, and the kernel of the dtype.
+// Convolutions of CPU tensors: checks, outputs, and the kernel of the dtype.
 #include <torch/csrc/stable/ops.h>
 
 #include "../check.h"
@@ -7,7 +7,8 @@
 namespace fastsketch {
 namespace {
 
-Conv3x3Shape shape_of(Conv3x3Shape s) {
+ConvShape checked(const ConvShape& s) {
+  STD_TORCH_CHECK(s.size == 3 || s.size == 4, "kernel must be 3x3 or 4x4, got a side of ", s.size);
   STD_TORCH_CHECK(s.padding >= 0 && s.padding <= 2, "padding must be 0, 1 or 2, got ", s.padding);
   STD_TORCH_CHECK(s.out_height() > 0 && s.out_width() > 0, "input is smaller than the kernel");
   STD_TORCH_CHECK(
@@ -15,33 +16,33 @@ Conv3x3Shape shape_of(Conv3x3Shape s) {
   return s;
 }
 
-Conv3x3Shape shape_of(const Tensor& input, int64_t filters, int64_t padding, bool reflect) {
+ConvShape shape_of(const Tensor& input, int64_t filters, int64_t size, int64_t padding, bool reflect) {
   STD_TORCH_CHECK(input.dim() == 4, "input must have 4 dimensions, got ", input.dim());
-  return shape_of({input.size(0), input.size(1), input.size(2), input.size(3), filters, padding, reflect});
+  return checked({input.size(0), input.size(1), input.size(2), input.size(3), filters, size, padding, reflect});
 }
 
 template <typename T>
-void convolve(
-    const Conv3x3Shape& s, const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias,
-    const Tensor& output, void (*run)(const Conv3x3Shape&, const T*, const T*, const T*, T*)) {
+void output_of(
+    const ConvShape& s, const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias,
+    const Tensor& output, void (*run)(const ConvShape&, const T*, const T*, const T*, T*)) {
   run(s, contiguous_data<T>(input, "input"), contiguous_data<T>(kernel, "kernel"),
       bias ? contiguous_data<T>(*bias, "bias") : nullptr, output.mutable_data_ptr<T>());
 }
 
 template <typename T>
 void gradient(
-    const Conv3x3Shape& s, const Tensor& one, const Tensor& other, const Tensor& grad,
-    void (*run)(const Conv3x3Shape&, const T*, const T*, T*)) {
+    const ConvShape& s, const Tensor& one, const Tensor& other, const Tensor& grad,
+    void (*run)(const ConvShape&, const T*, const T*, T*)) {
   run(s, contiguous_data<T>(one, "input"), contiguous_data<T>(other, "grad_output"), grad.mutable_data_ptr<T>());
 }
 
 }  // namespace
 
-Tensor conv3x3_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool reflect) {
+Tensor convolve_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool reflect) {
   const bool in_double = is_double(input, "input");
   STD_TORCH_CHECK(kernel.dim() == 4, "kernel must have 4 dimensions, got ", kernel.dim());
-  const Conv3x3Shape s = shape_of(input, kernel.size(0), padding, reflect);
-  check_shape(kernel, "kernel", {s.filters, s.channels, 3, 3});
+  const ConvShape s = shape_of(input, kernel.size(0), kernel.size(2), padding, reflect);
+  check_shape(kernel, "kernel", {s.filters, s.channels, s.size, s.size});
   check_type(kernel, "kernel", input.scalar_type());
   if (bias) {
     check_shape(*bias, "bias", {s.filters});
@@ -51,43 +52,44 @@ Tensor conv3x3_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int6
       input, std::vector<int64_t>{s.images, s.filters, s.out_height(), s.out_width()});
   if (output.numel() == 0) return output;
   if (in_double)
-    convolve<double>(s, input, kernel, bias, output, kernels().conv3x3_f64);
+    output_of<double>(s, input, kernel, bias, output, kernels().convolve_f64);
   else
-    convolve<float>(s, input, kernel, bias, output, kernels().conv3x3_f32);
+    output_of<float>(s, input, kernel, bias, output, kernels().convolve_f32);
   return output;
 }
 
-Tensor conv3x3_input_gradient_cpu(
+Tensor convolve_input_gradient_cpu(
     Tensor grad_output, Tensor kernel, int64_t height, int64_t width, int64_t padding, bool reflect) {
   const bool in_double = is_double(grad_output, "grad_output");
   STD_TORCH_CHECK(grad_output.dim() == 4, "grad_output must have 4 dimensions, got ", grad_output.dim());
   STD_TORCH_CHECK(kernel.dim() == 4, "kernel must have 4 dimensions, got ", kernel.dim());
-  const Conv3x3Shape s = shape_of({grad_output.size(0), kernel.size(1), height, width, kernel.size(0), padding, reflect});
+  const ConvShape s = checked(
+      {grad_output.size(0), kernel.size(1), height, width, kernel.size(0), kernel.size(2), padding, reflect});
   check_shape(grad_output, "grad_output", {s.images, s.filters, s.out_height(), s.out_width()});
-  check_shape(kernel, "kernel", {s.filters, s.channels, 3, 3});
+  check_shape(kernel, "kernel", {s.filters, s.channels, s.size, s.size});
   check_type(kernel, "kernel", grad_output.scalar_type());
   const Tensor grad =
       torch::stable::new_empty(grad_output, std::vector<int64_t>{s.images, s.channels, s.height, s.width});
   if (grad.numel() == 0) return grad;
   if (in_double)
-    gradient<double>(s, grad_output, kernel, grad, kernels().conv3x3_input_gradient_f64);
+    gradient<double>(s, grad_output, kernel, grad, kernels().convolve_input_gradient_f64);
   else
-    gradient<float>(s, grad_output, kernel, grad, kernels().conv3x3_input_gradient_f32);
+    gradient<float>(s, grad_output, kernel, grad, kernels().convolve_input_gradient_f32);
   return grad;
 }
 
-Tensor conv3x3_kernel_gradient_cpu(Tensor input, Tensor grad_output, int64_t padding, bool reflect) {
+Tensor convolve_kernel_gradient_cpu(Tensor input, Tensor grad_output, int64_t size, int64_t padding, bool reflect) {
   const bool in_double = is_double(input, "input");
   STD_TORCH_CHECK(grad_output.dim() == 4, "grad_output must have 4 dimensions, got ", grad_output.dim());
-  const Conv3x3Shape s = shape_of(input, grad_output.size(1), padding, reflect);
+  const ConvShape s = shape_of(input, grad_output.size(1), size, padding, reflect);
   check_shape(grad_output, "grad_output", {s.images, s.filters, s.out_height(), s.out_width()});
   check_type(grad_output, "grad_output", input.scalar_type());
-  Tensor grad = torch::stable::new_empty(input, std::vector<int64_t>{s.filters, s.channels, 3, 3});
+  Tensor grad = torch::stable::new_empty(input, std::vector<int64_t>{s.filters, s.channels, size, size});
   if (grad_output.numel() == 0 || s.channels == 0) return torch::stable::zero_(grad);
   if (in_double)
-    gradient<double>(s, input, grad_output, grad, kernels().conv3x3_kernel_gradient_f64);
+    gradient<double>(s, input, grad_output, grad, kernels().convolve_kernel_gradient_f64);
   else
-    gradient<float>(s, input, grad_output, grad, kernels().conv3x3_kernel_gradient_f32);
+    gradient<float>(s, input, grad_output, grad, kernels().convolve_kernel_gradient_f32);
   return grad;
 }
 

@@ -1,8 +1,13 @@
 // Tiles of inputs and of the output's gradient, carried into the space where Winograd's convolution is a product
-// [L: Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016; the matrices are theirs]. Included once
-// for each instruction set.
+// [L: Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016]. Tiles of 6×6 inputs serve kernels of
+// 3×3, for 4×4 outputs, and of 4×4, for 3×3 outputs: polynomials' values at 0, 1, -1, 2, -2 and ∞ in either case, and for
+// 3×3 their matrices. Included once for each instruction set.
 
-constexpr int TILE = 4, REACH = 6, POINTS = REACH * REACH, TAPS = 9;
+constexpr int REACH = 6, POINTS = REACH * REACH;
+template <int K>  // the kernel's side
+constexpr int TILE = REACH + 1 - K;
+template <int K>
+constexpr int TAPS = K * K;
 
 // Down one column: the transform of an input's tile, and of what the products leave of an output's.
 template <typename V>
@@ -16,14 +21,15 @@ inline void input_transform(const V* d, int64_t step, V* t) {
   t[5] = 4 * b - 5 * e + g;
 }
 
-template <typename V>
+template <int K, typename V>
 inline void output_transform(const V* m, int64_t step, V* t) {
   const V sum1 = m[step] + m[2 * step], difference1 = m[step] - m[2 * step];
   const V sum2 = m[3 * step] + m[4 * step], difference2 = m[3 * step] - m[4 * step];
   t[0] = m[0] + sum1 + sum2;
   t[1] = difference1 + 2 * difference2;
   t[2] = sum1 + 4 * sum2;
-  t[3] = difference1 + 8 * difference2 + m[5 * step];
+  if constexpr (K == 3) t[3] = difference1 + 8 * difference2;
+  t[TILE<K> - 1] += m[5 * step];
 }
 
 // Transposes, for gradients: of these two, and of the kernels'.
@@ -40,24 +46,41 @@ inline void input_gradient_transform(const V* m, int64_t step, V* t) {
   t[5] = f;
 }
 
-template <typename V>
+template <int K, typename V>
 inline void output_gradient_transform(const V* y, int64_t step, V* t) {
-  const V a = y[0], b = y[step], c = y[2 * step], d = y[3 * step];
+  const V a = y[0], c = y[2 * step];
+  V odd1 = y[step], odd2 = y[step];
+  if constexpr (K == 3) {
+    odd1 += y[3 * step];
+    odd2 += 4 * y[3 * step];
+  }
   t[0] = a;
-  t[1] = (a + c) + (b + d);
-  t[2] = (a + c) - (b + d);
-  t[3] = (a + 4 * c) + 2 * (b + 4 * d);
-  t[4] = (a + 4 * c) - 2 * (b + 4 * d);
-  t[5] = d;
+  t[1] = (a + c) + odd1;
+  t[2] = (a + c) - odd1;
+  t[3] = (a + 4 * c) + 2 * odd2;
+  t[4] = (a + 4 * c) - 2 * odd2;
+  t[5] = y[(TILE<K> - 1) * step];
 }
 
-template <typename V>
+template <int K, typename V>
 inline void kernel_gradient_transform(const V* u, int64_t step, V* t) {
   const V sum1 = u[step] + u[2 * step], difference1 = u[2 * step] - u[step];
   const V sum2 = u[3 * step] + u[4 * step], difference2 = u[3 * step] - u[4 * step];
   t[0] = u[0] / 4 - sum1 / 6 + sum2 / 24;
   t[1] = difference1 / 6 + difference2 / 12;
-  t[2] = sum2 / 6 - sum1 / 6 + u[5 * step];
+  t[2] = sum2 / 6 - sum1 / 6;
+  if constexpr (K == 4) t[3] = difference1 / 6 + difference2 / 3;
+  t[K - 1] += u[5 * step];
+}
+
+// The kernels' transform at a point (one of REACH), of tap i.
+template <int K>
+constexpr double kernel_transform(int point, int i) {
+  constexpr double at[] = {0, 1, -1, 2, -2}, factor[] = {1. / 4, -1. / 6, -1. / 6, 1. / 24, 1. / 24};
+  if (point == REACH - 1) return i == K - 1;
+  double power = 1;
+  for (int n = 0; n < i; ++n) power *= at[point];
+  return factor[point] * power;
 }
 
 // matrix · tile · matrixᵀ: `transform` on the columns, then on the rows. from [FROM, FROM] -> to [TO, TO].
@@ -77,8 +100,8 @@ int64_t point_stride(int64_t rows, int64_t columns) {
 
 // Rows of tiles of all images, one after the other.
 struct TileGrid {
-  explicit TileGrid(const Conv3x3Shape& s)
-      : down((s.out_height() + TILE - 1) / TILE), across((s.out_width() + TILE - 1) / TILE), rows(s.images * down) {}
+  TileGrid(const ConvShape& s, int64_t tile)
+      : down((s.out_height() + tile - 1) / tile), across((s.out_width() + tile - 1) / tile), rows(s.images * down) {}
   int64_t down, across, rows;
   // Rows of about so many tiles at most, in even parts.
   int64_t rows_within(int64_t tiles) const {
@@ -88,7 +111,7 @@ struct TileGrid {
 };
 
 // Row or column `i` of the padded input in the input, of `size`; -1 where zeros stand.
-inline int64_t source_of(int64_t i, int64_t size, const Conv3x3Shape& s) {
+inline int64_t source_of(int64_t i, int64_t size, const ConvShape& s) {
   if (i >= 0 && i < size) return i;
   if (!s.reflect || i < -s.padding || i >= size + s.padding) return -1;
   return i < 0 ? -i : 2 * size - 2 - i;
@@ -133,7 +156,7 @@ void to_channels_first(const T* from, int64_t pixel, int64_t pixels, int64_t cha
 template <typename T>
 void load_strip(
     const T* image, int64_t channels, int64_t height, int64_t width, int64_t top, int64_t left, int64_t rows,
-    int64_t columns, const Conv3x3Shape& s, T* strip) {
+    int64_t columns, const ConvShape& s, T* strip) {
   constexpr int64_t together = Lanes<T>::count;
   const int64_t padded = round_up(channels, panel_width<T>());
   const int64_t first = std::max<int64_t>(0, -left), last = std::min(columns, width - left);
@@ -160,8 +183,8 @@ void load_strip(
   }
 }
 
-// Tiles of a strip, FROM×FROM each TILE apart, transformed: to [POINTS, tiles, channels rounded up], from tile `at` on.
-template <int FROM, typename T, typename Transform>
+// Tiles of a strip, FROM×FROM each `TILE` apart, transformed: to [POINTS, tiles, channels rounded up], from tile `at` on.
+template <int K, int FROM, typename T, typename Transform>
 void transform_strip(
     const T* strip, int64_t columns, int64_t across, int64_t padded, T* to, int64_t tiles, int64_t at,
     const Transform& transform) {
@@ -170,35 +193,35 @@ void transform_strip(
     for (int64_t c = 0; c < padded; c += Lanes<T>::count) {
       Vec<T> tile[FROM * FROM], points[POINTS];
       for (int r = 0; r < FROM; ++r)
-        for (int i = 0; i < FROM; ++i) tile[r * FROM + i] = load<T>(strip + (r * columns + x * TILE + i) * padded + c);
+        for (int i = 0; i < FROM; ++i) tile[r * FROM + i] = load<T>(strip + (r * columns + x * TILE<K> + i) * padded + c);
       both_sides<FROM, REACH>(tile, points, transform);
       for (int64_t n = 0; n < POINTS; ++n) store<T>(to + n * stride + (at + x) * padded + c, points[n]);
     }
 }
 
-template <typename T>
+template <int K, typename T>
 void transform_inputs(
-    const Conv3x3Shape& s, const T* input, const TileGrid& grid, int64_t row, T* strip, T* to, int64_t tiles,
+    const ConvShape& s, const T* input, const TileGrid& grid, int64_t row, T* strip, T* to, int64_t tiles,
     int64_t at) {
-  const int64_t columns = grid.across * TILE + 2;
+  const int64_t columns = grid.across * TILE<K> + K - 1;
   const T* image = input + row / grid.down * s.channels * s.height * s.width;
   load_strip<T>(
-      image, s.channels, s.height, s.width, row % grid.down * TILE - s.padding, -s.padding, REACH, columns, s, strip);
-  transform_strip<REACH, T>(
+      image, s.channels, s.height, s.width, row % grid.down * TILE<K> - s.padding, -s.padding, REACH, columns, s, strip);
+  transform_strip<K, REACH, T>(
       strip, columns, grid.across, round_up(s.channels, panel_width<T>()), to, tiles, at,
       [](const Vec<T>* d, int64_t step, Vec<T>* t) { input_transform(d, step, t); });
 }
 
 // The same of a row of tiles of the output's gradient: [POINTS, tiles, filters rounded up].
-template <typename T>
+template <int K, typename T>
 void transform_output_gradients(
-    const Conv3x3Shape& s, const T* grad_output, const TileGrid& grid, int64_t row, T* strip, T* to, int64_t tiles,
+    const ConvShape& s, const T* grad_output, const TileGrid& grid, int64_t row, T* strip, T* to, int64_t tiles,
     int64_t at) {
-  const int64_t columns = grid.across * TILE, height = s.out_height(), width = s.out_width();
-  const Conv3x3Shape zeros{};
+  const int64_t columns = grid.across * TILE<K>, height = s.out_height(), width = s.out_width();
+  const ConvShape zeros{};
   const T* image = grad_output + row / grid.down * s.filters * height * width;
-  load_strip<T>(image, s.filters, height, width, row % grid.down * TILE, 0, TILE, columns, zeros, strip);
-  transform_strip<TILE, T>(
+  load_strip<T>(image, s.filters, height, width, row % grid.down * TILE<K>, 0, TILE<K>, columns, zeros, strip);
+  transform_strip<K, TILE<K>, T>(
       strip, columns, grid.across, round_up(s.filters, panel_width<T>()), to, tiles, at,
-      [](const Vec<T>* y, int64_t step, Vec<T>* t) { output_gradient_transform(y, step, t); });
+      [](const Vec<T>* y, int64_t step, Vec<T>* t) { output_gradient_transform<K>(y, step, t); });
 }

@@ -1,5 +1,6 @@
-"""The measured cases of 3×3 convolutions on a CPU, forward and backward: layers of the generator at several sizes."""
+"""The measured cases of what the networks compute on a CPU: convolutions and blurs at several sizes, both directions."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,13 +9,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsketch.bench.case import OURS, Case, Contender, Recipe, random
+from fastsketch.nn.blur import BlurDownsample, BlurUpsample, use_blur_kernels
 from fastsketch.nn.winograd import winograd_conv2d
 
+FRAMEWORK = "framework"
 
-def conv3x3(channels: int, filters: int, side: int, device: torch.device, batch: int = 2) -> Case:
+
+def _against_framework(
+    make: Callable[[], SimpleNamespace], ours: Callable[..., Tensor], theirs: Callable[..., Tensor]
+) -> Case:
+    """Results of `inputs.given` and their gradients for `inputs.arriving`, ours and the framework's."""
+
+    def run(function: Callable[..., Tensor], inputs: Any) -> tuple[Tensor, ...]:
+        out = function(*inputs.given)
+        return (out, *torch.autograd.grad(out, inputs.given, inputs.arriving))
+
+    def check(inputs: Any) -> None:
+        for one, other in zip(run(ours, inputs), run(theirs, inputs), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=5e-5 * other.abs().max().item())
+
+    contenders = {
+        OURS: Contender(lambda inputs, _: run(ours, inputs)),
+        FRAMEWORK: Contender(lambda inputs, _: run(theirs, inputs)),
+    }
+    return Case(make, contenders, check, FRAMEWORK)
+
+
+def convolution(size: int, channels: int, filters: int, side: int, device: torch.device, batch: int = 2) -> Case:
     """A convolution and its gradients to input, kernel and bias.
 
     Args:
+        size: of the kernel, 3 or 4.
         channels, filters: in and out.
         side: of the square maps.
         device: where.
@@ -23,34 +48,59 @@ def conv3x3(channels: int, filters: int, side: int, device: torch.device, batch:
 
     def make() -> SimpleNamespace:
         x = random(batch, channels, side, side, device=device).requires_grad_()
-        weight = (random(filters, channels, 3, 3, device=device) * 0.02).requires_grad_()
-        arriving = random(batch, filters, side, side, device=device)
+        weight = (random(filters, channels, size, size, device=device) * 0.02).requires_grad_()
+        arriving = random(batch, filters, side + 3 - size, side + 3 - size, device=device)
         return SimpleNamespace(
             given=[x, weight, torch.zeros(filters, device=device, requires_grad=True)], arriving=arriving
         )
 
-    def run(function: Any, inputs: Any) -> tuple[Tensor, ...]:
-        out = function(*inputs.given, padding=1)
-        return (out, *torch.autograd.grad(out, inputs.given, inputs.arriving))
-
-    def check(inputs: Any) -> None:
-        for one, other in zip(run(winograd_conv2d, inputs), run(F.conv2d, inputs), strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=5e-5 * other.abs().max().item())
-
-    contenders = {
-        OURS: Contender(lambda inputs, _: run(winograd_conv2d, inputs)),
-        "framework": Contender(lambda inputs, _: run(F.conv2d, inputs)),
-    }
-    return Case(make, contenders, check, "framework")
+    return _against_framework(
+        make, lambda *given: winograd_conv2d(*given, padding=1), lambda *given: F.conv2d(*given, padding=1)
+    )
 
 
-LAYERS = ((256, 256, 64), (256, 256, 32), (128, 256, 128), (64, 128, 256), (64, 64, 20))
-"""Channels, filters, side: of 256² and 128² pictures at width 64, and of the demo."""
+def blur(kind: type[BlurDownsample | BlurUpsample], channels: int, side: int, device: torch.device) -> Case:
+    """A blur that halves or doubles maps, and its gradient; B = 2.
+
+    Args:
+        kind: which.
+        channels: C.
+        side: of the square maps that go in.
+        device: where.
+    """
+    layer, plain = kind(channels).to(device), kind(channels).to(device)
+    use_blur_kernels(plain, False)
+
+    def make() -> SimpleNamespace:
+        x = random(2, channels, side, side, device=device).requires_grad_()
+        return SimpleNamespace(given=[x], arriving=torch.ones_like(layer(x)))
+
+    return _against_framework(make, layer, plain)
+
+
+CONVOLUTIONS = (
+    (3, 256, 256, 64, 2),
+    (3, 256, 256, 32, 2),
+    (3, 128, 256, 128, 2),
+    (3, 64, 128, 256, 2),
+    (3, 64, 64, 20, 2),
+    (4, 64, 128, 128, 1),
+    (4, 256, 512, 32, 1),
+)
+"""Kernel, channels, filters, side, batch: of 256² and 128² pictures at width 64; of the demo; of the discriminator."""
+
+BLURS = {"downsample 128, 256²": (BlurDownsample, 128, 256), "upsample 256, 64²": (BlurUpsample, 256, 64)}
+"""Kind, channels, side: of 256² pictures at width 64."""
 
 CASES: dict[str, Recipe] = {
-    f"conv3x3 {c}→{f} at {side}²": Recipe(
-        conv3x3, {"channels": c, "filters": f, "side": side}, {"channels": 32, "filters": 32, "side": 20}
+    f"conv{k}x{k} {c}→{f} at {side}²": Recipe(
+        convolution,
+        {"size": k, "channels": c, "filters": f, "side": side, "batch": batch},
+        {"channels": 32, "filters": 32, "side": 20},
     )
-    for c, f, side in LAYERS
+    for k, c, f, side, batch in CONVOLUTIONS
+} | {
+    f"blur {name}": Recipe(blur, {"kind": kind, "channels": channels, "side": side}, {"channels": 3, "side": 20})
+    for name, (kind, channels, side) in BLURS.items()
 }
 """By name; for a CPU only."""

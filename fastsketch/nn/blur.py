@@ -54,6 +54,7 @@ class _Blur(nn.Module):
         kernel = row[:, None] * row[None, :]
         self._values = gain * kernel / kernel.sum()
         self.register_buffer("filt", self._values.repeat(channels, 1, 1, 1))
+        self.own_kernel = True
 
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors) -> None:
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
@@ -61,7 +62,9 @@ class _Blur(nn.Module):
             errors.append(f"{prefix}filt must be the binomial kernel {self._values.tolist()}")
 
     def _takes_kernel(self, x: Tensor) -> bool:
-        plain = x.dim() == 4 and x.is_floating_point() and min(x.shape[2:]) >= 2 and nothing_looks_on(x)
+        plain = (
+            self.own_kernel and x.dim() == 4 and x.is_floating_point() and min(x.shape[2:]) >= 2 and nothing_looks_on(x)
+        )
         return plain and _kernel("blur_downsample", x.device) is not None
 
 
@@ -99,3 +102,10 @@ class BlurUpsample(_Blur):
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
         wide = F.conv_transpose2d(padded, self.filt, stride=2, padding=2, groups=x.shape[1])
         return wide[:, :, 1:-1, 1:-1]
+
+
+def use_blur_kernels(module: nn.Module, on: bool = True) -> None:
+    """Switch a network's blurs between the kernels, where there are any, and the framework's convolutions."""
+    for layer in module.modules():
+        if isinstance(layer, _Blur):
+            layer.own_kernel = on

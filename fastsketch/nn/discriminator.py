@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from fastsketch.nn.blur import BlurDownsample
 from fastsketch.nn.init import init_weights, instance_norm
+from fastsketch.nn.winograd import WinogradConv2d
 
 
 class PatchDiscriminator(nn.Module):
@@ -21,7 +22,7 @@ class PatchDiscriminator(nn.Module):
         channels = width
         for layer in range(1, layers + 1):
             wider = width * min(2**layer, 8)
-            model += [nn.Conv2d(channels, wider, 4, padding=1), instance_norm(wider), nn.LeakyReLU(0.2)]
+            model += [WinogradConv2d(channels, wider, 4, padding=1), instance_norm(wider), nn.LeakyReLU(0.2)]
             if layer < layers:
                 model.append(BlurDownsample(wider))
             channels = wider

@@ -10,7 +10,7 @@ from fastsketch.functional import tap_patches
 from fastsketch.nn.attention import DualAttention
 from fastsketch.nn.blur import BlurDownsample, BlurUpsample
 from fastsketch.nn.init import init_weights, instance_norm
-from fastsketch.nn.winograd import Conv3x3
+from fastsketch.nn.winograd import WinogradConv2d
 
 INPUT_BORDER = 3
 """Reflection padding before the first convolution: the border of tapped layer 0."""
@@ -23,7 +23,8 @@ class ResnetBlock(nn.Module):
         super().__init__()
         # Where CUT's padding stands as a layer: the convolutions pad by themselves, and keep their numbers.
         half, rest = (
-            [nn.Identity(), Conv3x3(channels, channels, 1, "reflect"), instance_norm(channels)] for _ in range(2)
+            [nn.Identity(), WinogradConv2d(channels, channels, 3, 1, "reflect"), instance_norm(channels)]
+            for _ in range(2)
         )
         self.conv_block = nn.Sequential(*half, nn.ReLU(), *rest)
 
@@ -85,13 +86,13 @@ class ResnetGenerator(nn.Module):
         model: list[nn.Module] = [nn.ReflectionPad2d(INPUT_BORDER)]
         model += [nn.Conv2d(in_channels + mask_channel, width, 7), instance_norm(width), nn.ReLU()]
         for channels in (width, 2 * width):
-            model += [Conv3x3(channels, 2 * channels, padding=1), instance_norm(2 * channels), nn.ReLU()]
+            model += [WinogradConv2d(channels, 2 * channels, padding=1), instance_norm(2 * channels), nn.ReLU()]
             model.append(BlurDownsample(2 * channels))
         encoder_start = len(model)
         model += [ResnetBlock(4 * width) for _ in range(blocks)]
         last_block = len(model) - 1
         for channels in (4 * width, 2 * width):
-            model += [BlurUpsample(channels), Conv3x3(channels, channels // 2, padding=1)]
+            model += [BlurUpsample(channels), WinogradConv2d(channels, channels // 2, padding=1)]
             model += [instance_norm(channels // 2), nn.ReLU()]
         model += [nn.ReflectionPad2d(3), nn.Conv2d(width, out_channels, 7), nn.Tanh()]
         self.model = nn.Sequential(*model)

@@ -1,10 +1,10 @@
-"""3×3 convolutions with a quarter of the multiplications, for processors: Winograd's F(4×4, 3×3).
+"""Convolutions with a quarter of the multiplications, for processors: Winograd's F(4×4, 3×3) and F(3×3, 4×4).
 
-[L: Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016.] A tile of 4×4 outputs, which a direct
-convolution makes with 144 multiplications a channel pair, takes 36: tiles of 6×6 inputs and the kernels are carried
-into a space where the convolution is a product at each of 36 points. What is a sum over channels becomes 36 matrix
-products, forward as well as in both gradients. The kernels are in `csrc/cpu/winograd.h`; nothing of the transformed
-space is kept between the passes.
+[L: Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016.] A tile of outputs, 4×4 of a 3×3
+kernel or 3×3 of a 4×4 kernel, which a direct convolution makes with 144 multiplications a channel pair, takes 36: tiles
+of 6×6 inputs and the kernels are carried into a space where the convolution is a product at each of 36 points. What is
+a sum over channels becomes 36 matrix products, forward as well as in both gradients. The kernels are in
+`csrc/cpu/winograd.h`; nothing of the transformed space is kept between the passes.
 
 The same function as `nn.functional.conv2d`; rounding differs, and is larger in float32: at 256 channels 3e-6 of the
 root mean square of a result, against 0.9e-6 of the framework's output and 0.2e-6 of its gradient to the input.
@@ -21,7 +21,7 @@ SMALLEST = 32
 """Channels, in and out, below which the transforms cost more than the products save."""
 
 FEWEST = 16
-"""Tiles of 4×4 outputs, in all images, below which the kernels' transform costs more than the products save."""
+"""Tiles of outputs, in all images, below which the kernels' transform costs more than the products save."""
 
 
 def _kernel(name: str, device: torch.device):
@@ -30,7 +30,7 @@ def _kernel(name: str, device: torch.device):
 
 def is_available() -> bool:
     """Whether the C++ kernels are there, and in use; without them these convolutions are the framework's."""
-    return _kernel("conv3x3", torch.device("cpu")) is not None
+    return _kernel("convolve", torch.device("cpu")) is not None
 
 
 class _Winograd(torch.autograd.Function):
@@ -41,7 +41,7 @@ class _Winograd(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.padding = (padding, reflect)
-        return _kernel("conv3x3", x.device)(x, weight, bias, padding, reflect)
+        return _kernel("convolve", x.device)(x, weight, bias, padding, reflect)
 
     @staticmethod
     @once_differentiable
@@ -50,9 +50,9 @@ class _Winograd(torch.autograd.Function):
         grad = grad.contiguous()
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _kernel("conv3x3_input_gradient", grad.device)(grad, weight, *x.shape[2:], *ctx.padding)
+            grad_x = _kernel("convolve_input_gradient", grad.device)(grad, weight, *x.shape[2:], *ctx.padding)
         if ctx.needs_input_grad[1]:
-            grad_weight = _kernel("conv3x3_kernel_gradient", grad.device)(x, grad, *ctx.padding)
+            grad_weight = _kernel("convolve_kernel_gradient", grad.device)(x, grad, weight.shape[2], *ctx.padding)
         grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None
 
@@ -60,19 +60,19 @@ class _Winograd(torch.autograd.Function):
 def winograd_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0, padding_mode: str = "zeros"
 ) -> Tensor:
-    """`conv2d(x, weight, bias, padding=padding)` for a 3×3 kernel and stride 1. Differentiable once.
+    """`conv2d(x, weight, bias, padding=padding)` for a kernel of 3×3 or 4×4 and stride 1. Differentiable once.
 
     Where the C++ kernels are not there, or something other than autograd looks on, it is the framework's convolution.
 
     Args:
-        x: [B, Cin, H, W], sides at least 3 with the padding; float32 or float64, on the CPU.
-        weight: [Cout, Cin, 3, 3], of x's dtype.
+        x: [B, Cin, H, W], sides at least K with the padding; float32 or float64, on the CPU.
+        weight: [Cout, Cin, K, K], K 3 or 4, of x's dtype.
         bias: [Cout], or None.
         padding: on each side, 0 to 2.
         padding_mode: zeros, or reflect, as `nn.Conv2d`'s.
 
     Returns:
-        [B, Cout, H + 2 padding − 2, W + 2 padding − 2], and not a view.
+        [B, Cout, H + 2 padding + 1 − K, W + 2 padding + 1 − K], and not a view.
 
     Raises:
         ValueError: a wrong shape or padding.
@@ -80,36 +80,43 @@ def winograd_conv2d(
     if padding not in (0, 1, 2) or padding_mode not in ("zeros", "reflect"):
         raise ValueError(f"padding must be 0, 1 or 2, with zeros or reflect, got {padding} with {padding_mode}")
     reflect = padding_mode == "reflect" and padding > 0
-    least = max(3 - 2 * padding, padding + 1 if reflect else 1)
+    size = weight.shape[-1]
+    if weight.dim() != 4 or size not in (3, 4):
+        raise ValueError(f"weight must be [Cout, Cin, 3, 3] or [Cout, Cin, 4, 4], got {list(weight.shape)}")
+    least = max(size - 2 * padding, padding + 1 if reflect else 1)
     if x.dim() != 4 or min(x.shape[2:]) < least:
         raise ValueError(f"x must be [B, Cin, H, W] with sides of at least {least}, got {list(x.shape)}")
-    if tuple(weight.shape[1:]) != (x.shape[1], 3, 3):
-        raise ValueError(f"weight must be [Cout, {x.shape[1]}, 3, 3], got {list(weight.shape)}")
-    if _kernel("conv3x3", x.device) is None or not nothing_looks_on(x, weight, bias):
+    if tuple(weight.shape[1:]) != (x.shape[1], size, size):
+        raise ValueError(f"weight must be [Cout, {x.shape[1]}, {size}, {size}], got {list(weight.shape)}")
+    if _kernel("convolve", x.device) is None or not nothing_looks_on(x, weight, bias):
         x = nn.functional.pad(x, (padding,) * 4, mode="reflect") if reflect else x
         return nn.functional.conv2d(x, weight, bias, padding=0 if reflect else padding)
     return _Winograd.apply(x, weight, bias, padding, reflect)
 
 
-class Conv3x3(nn.Conv2d):
-    """A 3×3 convolution that can be computed by `winograd_conv2d`; parameters and names are `nn.Conv2d`'s.
+class WinogradConv2d(nn.Conv2d):
+    """A convolution of stride 1 that can be computed by `winograd_conv2d`; parameters and names are `nn.Conv2d`'s.
 
     Args:
         in_channels, out_channels: as `nn.Conv2d`.
-        padding: on each side, 0 or 1.
+        kernel_size: 3 or 4.
+        padding: on each side, 0 to 2.
         padding_mode: zeros or reflect.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, padding: int = 0, padding_mode: str = "zeros") -> None:
-        super().__init__(in_channels, out_channels, 3, padding=padding, padding_mode=padding_mode)
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, padding: int = 0, padding_mode: str = "zeros"
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, padding_mode=padding_mode)
         self.winograd = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, Cin, H, W] to [B, Cout, H, W], less two each way without padding.
+        """[B, Cin, H, W] to [B, Cout, H + 2 padding + 1 − K, W + 2 padding + 1 − K].
 
         Under autocast on a CPU the tiles are float32 all the same, and the result is of autocast's dtype.
         """
-        tiles = x.shape[0] * (x.shape[2] // 4) * (x.shape[3] // 4)
+        tile = 7 - self.kernel_size[0]
+        tiles = x.shape[0] * (x.shape[2] // tile) * (x.shape[3] // tile)
         cast = torch.is_autocast_enabled("cpu") and self.weight.dtype == torch.float32  # float64 is left alone by it
         if not self.winograd or tiles < FEWEST or (x.dtype != self.weight.dtype and not cast):
             return super().forward(x)
@@ -119,21 +126,21 @@ class Conv3x3(nn.Conv2d):
         return out.to(torch.get_autocast_dtype("cpu")) if cast else out
 
 
-def as_conv3x3(network: nn.Module) -> nn.Module:
-    """Put `Conv3x3` in place of a foreign network's own plain 3×3 convolutions, with their weights; the network."""
+def as_winograd(network: nn.Module) -> nn.Module:
+    """Put `WinogradConv2d` in place of a foreign network's plain 3×3 convolutions, with their weights; the network."""
     for name, layer in network.named_children():
         plain = type(layer) is nn.Conv2d and layer.bias is not None and layer.padding_mode == "zeros"
         shape = (layer.kernel_size, layer.stride, layer.dilation, layer.groups) if plain else None
         if shape == ((3, 3), (1, 1), (1, 1), 1) and layer.padding in ((0, 0), (1, 1)):
             with torch.device("meta"):
-                ours = Conv3x3(layer.in_channels, layer.out_channels, layer.padding[0])
+                ours = WinogradConv2d(layer.in_channels, layer.out_channels, padding=layer.padding[0])
             ours.weight, ours.bias = layer.weight, layer.bias
             setattr(network, name, ours)
     return network
 
 
 def use_winograd(module: nn.Module, on: bool = True) -> None:
-    """Switch the 3×3 convolutions of a network that are wide enough to gain from it."""
+    """Switch the convolutions of a network that are wide enough to gain from it."""
     for layer in module.modules():
-        if isinstance(layer, Conv3x3):
+        if isinstance(layer, WinogradConv2d):
             layer.winograd = on and min(layer.in_channels, layer.out_channels) >= SMALLEST

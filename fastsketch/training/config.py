@@ -156,7 +156,7 @@ class TrainConfig:
     data_on_device: Switch = "auto"
     """Keep the pictures on the device and cut and mirror them there; auto: on a GPU, where they fit."""
     winograd: Switch = "auto"
-    """3×3 convolutions with fewer multiplications, in float32 whatever the precision; auto: on CPUs, but for
+    """3×3 and 4×4 convolutions with fewer multiplications, in float32 whatever the precision; auto: on CPUs, but for
     bfloat16 with AMX."""
     perceptual_weights: Literal["imagenet", "random"] = "imagenet"
     """VGG16's weights; random (fixed, seeded) serves where ImageNet's cannot be had, and is worse."""

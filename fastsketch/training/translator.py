@@ -18,7 +18,7 @@ from fastsketch.nn import (
     ResnetGenerator,
     StructureSampler,
 )
-from fastsketch.nn.winograd import as_conv3x3, use_winograd
+from fastsketch.nn.winograd import as_winograd, use_winograd
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.distributed import patch_nce_over_ranks
 from fastsketch.weights import WeightsNotFound, load_vgg16_features
@@ -69,7 +69,7 @@ class Translator(nn.Module):
         self.adversarial = LeastSquaresGANLoss()
         self.pixel = PixelLoss()
         # In a list, so that its frozen weights are neither saved nor optimised.
-        self._perceptual = [PerceptualLoss(as_conv3x3(_vgg16_features(config)))] if config.lambda_perceptual else []
+        self._perceptual = [PerceptualLoss(as_winograd(_vgg16_features(config)))] if config.lambda_perceptual else []
 
     def to(self, *args, **kwargs) -> "Translator":
         """Move everything, the perceptual network included."""
@@ -78,7 +78,7 @@ class Translator(nn.Module):
         return super().to(*args, **kwargs)
 
     def use_winograd(self, on: bool) -> None:
-        """Switch the 3×3 convolutions of all networks, the perceptual one included (`fastsketch.nn.winograd`)."""
+        """Switch the convolutions of all networks, the perceptual one included (`fastsketch.nn.winograd`)."""
         for network in (self, *self._perceptual):
             use_winograd(network, on)
 

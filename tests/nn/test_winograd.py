@@ -6,22 +6,24 @@ import torch.nn.functional as F
 from torchvision.models import vgg16
 
 from fastsketch._backend import use_backend
-from fastsketch.nn import PerceptualLoss, ResnetGenerator
-from fastsketch.nn.winograd import FEWEST, Conv3x3, as_conv3x3, is_available, use_winograd, winograd_conv2d
+from fastsketch.nn import PatchDiscriminator, PerceptualLoss, ResnetGenerator
+from fastsketch.nn.winograd import FEWEST, WinogradConv2d, as_winograd, is_available, use_winograd, winograd_conv2d
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="the C++ kernels are not built")
 
 
+@pytest.mark.parametrize("size", [3, 4])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("padding", [(0, "zeros"), (1, "zeros"), (2, "zeros"), (1, "reflect"), (2, "reflect")])
 @pytest.mark.parametrize(
     "shape",
-    [(2, 3, 6, 6, 5), (1, 20, 9, 11, 33), (2, 2, 3, 3, 2), (3, 16, 18, 37, 24), (1, 1, 7, 4, 1), (1, 2, 140, 131, 3)],
+    [(2, 3, 6, 6, 5), (1, 20, 9, 11, 33), (2, 2, 0, 0, 2), (3, 16, 18, 37, 24), (1, 1, 7, 4, 1), (1, 2, 140, 131, 3)],
 )
-def test_value_and_gradients_in_float64(shape, padding, bias):
+def test_value_and_gradients_in_float64(shape, padding, bias, size):
     batch, channels, height, width, out = shape
+    height, width = height or size, width or size  # 0: as the kernel
     x = torch.randn(batch, channels, height, width, dtype=torch.float64, requires_grad=True)
-    inputs = [x, torch.randn(out, channels, 3, 3, dtype=torch.float64, requires_grad=True)]
+    inputs = [x, torch.randn(out, channels, size, size, dtype=torch.float64, requires_grad=True)]
     if bias:
         inputs.append(torch.randn(out, dtype=torch.float64, requires_grad=True))
     got = winograd_conv2d(*inputs, padding=padding[0], padding_mode=padding[1])
@@ -36,8 +38,10 @@ def test_value_and_gradients_in_float64(shape, padding, bias):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
 
 
-def test_gradients_by_finite_differences():
-    inputs = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((1, 2, 7, 6), (3, 2, 3, 3), (3,))]
+@pytest.mark.parametrize("size", [3, 4])
+def test_gradients_by_finite_differences(size):
+    shapes = ((1, 2, 7, 6), (3, 2, size, size), (3,))
+    inputs = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in shapes]
     assert torch.autograd.gradcheck(winograd_conv2d, inputs)
 
 
@@ -53,8 +57,10 @@ def test_any_strides_and_only_the_gradients_asked_for():
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
-def test_rounding_in_float32_is_that_of_a_few_more_additions():
-    x, weight, arriving = torch.randn(2, 256, 34, 34), torch.randn(256, 256, 3, 3) * 0.02, torch.randn(2, 256, 32, 32)
+@pytest.mark.parametrize("size", [3, 4])
+def test_rounding_in_float32_is_that_of_a_few_more_additions(size):
+    x, weight = torch.randn(2, 256, 31 + size, 31 + size), torch.randn(256, 256, size, size) * 0.02
+    arriving = torch.randn(2, 256, 32, 32)
 
     def run(convolve, dtype):
         inputs = [value.to(dtype).requires_grad_() for value in (x, weight)]
@@ -66,8 +72,9 @@ def test_rounding_in_float32_is_that_of_a_few_more_additions():
         assert (got - truth).square().mean() < (4e-6) ** 2 * truth.square().mean()
 
 
-def test_values_do_not_depend_on_the_number_of_threads():
-    x, weight = torch.randn(2, 64, 40, 27), torch.randn(48, 64, 3, 3, requires_grad=True)
+@pytest.mark.parametrize("size", [3, 4])
+def test_values_do_not_depend_on_the_number_of_threads(size):
+    x, weight = torch.randn(2, 64, 40, 27), torch.randn(48, 64, size, size, requires_grad=True)
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
@@ -81,7 +88,7 @@ def test_values_do_not_depend_on_the_number_of_threads():
 
 
 def test_small_pictures_and_missing_kernels_take_the_frameworks_way():
-    layer = Conv3x3(64, 64, 1)
+    layer = WinogradConv2d(64, 64, 3, 1)
     use_winograd(layer)
     direct = torch.nn.Conv2d(64, 64, 3, padding=1)
     direct.load_state_dict(layer.state_dict())
@@ -106,7 +113,7 @@ def test_a_generator_is_the_same_function_either_way():
 
     out, gradients = run()
     use_winograd(generator)
-    assert sum(m.winograd for m in generator.modules() if isinstance(m, Conv3x3)) == 14
+    assert sum(m.winograd for m in generator.modules() if isinstance(m, WinogradConv2d)) == 14
     again, gradients_again = run()
     torch.testing.assert_close(again, out, rtol=1e-9, atol=1e-12)
     for a, b in zip(gradients_again, gradients, strict=True):
@@ -116,8 +123,23 @@ def test_a_generator_is_the_same_function_either_way():
     assert torch.equal(generator(image, mask), out)
 
 
+def test_a_discriminator_is_the_same_function_either_way():
+    torch.manual_seed(0)
+    judge, image = PatchDiscriminator(1, 32).double(), torch.rand(2, 1, 64, 52, dtype=torch.float64)
+
+    def run():
+        out = judge(image)
+        return out.detach(), *torch.autograd.grad(out.square().sum(), list(judge.parameters()))
+
+    want = run()
+    use_winograd(judge)
+    assert sum(m.winograd for m in judge.modules() if isinstance(m, WinogradConv2d)) == 3
+    for one, other in zip(run(), want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
 def test_half_precision_and_narrow_layers_take_the_direct_way():
-    wide, narrow = Conv3x3(64, 64), Conv3x3(64, 8)
+    wide, narrow = WinogradConv2d(64, 64), WinogradConv2d(64, 8)
     for layer in (wide, narrow):
         use_winograd(layer)
     assert wide.winograd and not narrow.winograd
@@ -130,8 +152,9 @@ def test_half_precision_and_narrow_layers_take_the_direct_way():
 def test_bad_shapes_are_named():
     with pytest.raises(ValueError, match="x must be"):
         winograd_conv2d(torch.zeros(1, 2, 2, 5), torch.zeros(1, 2, 3, 3))
-    with pytest.raises(ValueError, match="weight must be"):
-        winograd_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(1, 3, 3, 3))
+    for weight in ((1, 3, 3, 3), (1, 2, 4, 3), (1, 2, 5, 5), (2, 3, 3)):
+        with pytest.raises(ValueError, match="weight must be"):
+            winograd_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(weight))
     for padding, mode in ((3, "zeros"), (1, "circular")):
         with pytest.raises(ValueError, match="padding must be"):
             winograd_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 3, 3), None, padding, mode)
@@ -147,21 +170,21 @@ def test_a_foreign_network_keeps_its_weights_and_its_function():
     state = {name: value.clone() for name, value in features.state_dict().items()}
     want = PerceptualLoss(features).double()(image, target)
     (want_gradient,) = torch.autograd.grad(want, image)
-    loss = PerceptualLoss(as_conv3x3(features)).double()
+    loss = PerceptualLoss(as_winograd(features)).double()
     use_winograd(loss)
     # All but the first, which reads three channels.
-    assert sum(m.winograd for m in loss.modules() if isinstance(m, Conv3x3)) == 9
+    assert sum(m.winograd for m in loss.modules() if isinstance(m, WinogradConv2d)) == 9
     assert all(torch.equal(value, state[name]) for name, value in features.state_dict().items())
     got = loss(image, target)
     torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
     (gradient,) = torch.autograd.grad(got, image)
     torch.testing.assert_close(gradient, want_gradient, rtol=1e-5, atol=1e-9)
-    strided = as_conv3x3(torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, stride=2), torch.nn.Conv2d(64, 64, 1)))
-    assert not any(isinstance(layer, Conv3x3) for layer in strided)
+    strided = as_winograd(torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, stride=2), torch.nn.Conv2d(64, 64, 1)))
+    assert not any(isinstance(layer, WinogradConv2d) for layer in strided)
 
 
 def test_under_autocast_the_tiles_are_float32():
-    layer, x = Conv3x3(32, 32, padding=1, padding_mode="reflect"), torch.randn(1, 32, 16, 16)
+    layer, x = WinogradConv2d(32, 32, padding=1, padding_mode="reflect"), torch.randn(1, 32, 16, 16)
     use_winograd(layer)
     x = x.bfloat16().float()  # so that nothing is rounded on the way in
     want = layer(x)

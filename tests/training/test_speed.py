@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsketch import _backend
 from fastsketch.errors import FastsketchError
-from fastsketch.nn.winograd import Conv3x3
+from fastsketch.nn.winograd import WinogradConv2d
 from fastsketch.training import speed as module
 from fastsketch.training.checkpoint import load_checkpoint
 from fastsketch.training.graph import WARM_UP, GraphedStep
@@ -139,7 +139,7 @@ def test_a_switch_changes_no_more_than_rounding(tiny, tmp_path, preset, changes)
     plain = trainer(replace(tiny(preset, **{**PLAIN, **wide}), out=tmp_path / "plain"))
     switched = trainer(replace(tiny(preset, **{**PLAIN, **wide, **changes}), out=tmp_path / "switched"))
     if "winograd" in changes:
-        assert any(m.winograd for m in switched.translator.modules() if isinstance(m, Conv3x3))
+        assert any(m.winograd for m in switched.translator.modules() if isinstance(m, WinogradConv2d))
     start = weights(plain)
     batch = next(plain.batches.of_epoch(0)), next(switched.batches.of_epoch(0))
     for name in batch[0]:

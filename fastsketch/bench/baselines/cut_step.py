@@ -14,6 +14,7 @@ from torch.optim import Adam
 
 from fastsketch.bench.baselines import cut
 from fastsketch.nn import LeastSquaresGANLoss
+from fastsketch.nn.blur import use_blur_kernels
 from fastsketch.nn.winograd import use_winograd
 from fastsketch.training.translator import Translator
 
@@ -48,6 +49,7 @@ class CutStep:
         for network in (self.generator, self.discriminator, self.perceptual):
             if network is not None:
                 use_winograd(network, False)  # CUT's convolutions are the framework's
+                use_blur_kernels(network, False)  # and so are its blurs
         networks = self.generator, self.mlps, self.discriminator
         self.optimizers = [Adam(network.parameters(), config.lr, config.betas) for network in networks]
 
