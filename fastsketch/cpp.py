@@ -267,6 +267,30 @@ def convolve_kernel_gradient(
     return _ops.convolve_kernel_gradient(x.contiguous(), grad_output.contiguous(), size, padding, reflect)
 
 
+def attend_forward(
+    query: Tensor,  # [B, d, N] float32 or float64
+    key: Tensor,  # [B, d, M]
+    value: Tensor,  # [B, C, M]
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # [B, C, N], and the log-sum-exp of each query's logits [B, N]
+    """See `fastsketch.nn.attend`."""
+    return _ops.attend_forward(query.contiguous(), key.contiguous(), value.contiguous(), scale)
+
+
+def attend_backward(
+    grad_output: Tensor,  # [B, C, N]
+    output: Tensor,  # attend_forward's
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    given = (tensor.contiguous() for tensor in (grad_output, output, lse, query, key, value))
+    return _ops.attend_backward(*given, scale)
+
+
 def blur_downsample(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, ⌈H/2⌉, ⌈W/2⌉]
     """See `fastsketch.nn.blur`."""
     return _ops.blur_downsample(x.contiguous())

@@ -20,6 +20,7 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #include "transport.h"
 #include "winograd_tiles.h"
 #include "winograd.h"
+#include "attend.h"
 
 #define FASTSKETCH_STRING(x) #x
 #define FASTSKETCH_NAME(x) FASTSKETCH_STRING(x)
@@ -42,6 +43,8 @@ const Kernels kernels = {
     normalize_layers_gradient<float>, normalize_layers_gradient<double>,
     transport_plan<float>, transport_plan<double>,
     transport_plan_gradient<float>, transport_plan_gradient<double>,
+    attend_forward<float>, attend_forward<double>,
+    attend_backward<float>, attend_backward<double>,
     blur, gather, scatter,
 };
 

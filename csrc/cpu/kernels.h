@@ -137,6 +137,29 @@ struct ConvShape {
   int64_t out_width() const { return width + 2 * padding + 1 - size; }
 };
 
+// softmax(queryᵀ key · scale) over the keys, applied to values; channels first, everything contiguous.
+struct Attend {
+  int64_t images, queries, keys, width, channels;
+  double scale;
+};
+
+template <typename T>
+struct AttendInputs {
+  const T* query;  // [B, width, N]
+  const T* key;    // [B, width, M]
+  const T* value;  // [B, channels, M]
+};
+
+template <typename T>
+struct AttendGradients {
+  const T* output;    // [B, channels, N], the arriving gradient
+  const T* attended;  // [B, channels, N], the forward's result
+  const T* lse;       // [B, N]
+  T* query;           // of the inputs' shapes
+  T* key;
+  T* value;
+};
+
 // A blur of contiguous maps [height, width] to half or to double the size, or its gradient.
 struct Blur {
   enum Kind { down, down_gradient, up, up_gradient } kind;
@@ -183,6 +206,10 @@ struct Kernels {
   void (*transport_plan_f64)(const Transport&, const double* cost, double* plan);
   void (*transport_plan_gradient_f32)(const Transport&, const float* grad, const float* plan, float* grad_cost);
   void (*transport_plan_gradient_f64)(const Transport&, const double* grad, const double* plan, double* grad_cost);
+  void (*attend_forward_f32)(const Attend&, const AttendInputs<float>&, float* output, float* lse);
+  void (*attend_forward_f64)(const Attend&, const AttendInputs<double>&, double* output, double* lse);
+  void (*attend_backward_f32)(const Attend&, const AttendInputs<float>&, const AttendGradients<float>&);
+  void (*attend_backward_f64)(const Attend&, const AttendInputs<double>&, const AttendGradients<double>&);
   void (*blur)(const Blur&, const void* from, void* to);
   void (*gather)(const Features*, const Patches*, int64_t layers);  // patches = features at index, of each layer
   void (*scatter)(const Features&, const Patches&); // features += patches at index

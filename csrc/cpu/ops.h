@@ -35,6 +35,9 @@ std::vector<Tensor> normalize_layers_cpu(Tensor x);
 Tensor normalize_layers_gradient_cpu(std::vector<Tensor> grads, Tensor x);
 Tensor transport_plan_cpu(Tensor cost, double epsilon, int64_t iterations);
 Tensor transport_plan_gradient_cpu(Tensor grad, Tensor plan, double epsilon, int64_t iterations);
+std::tuple<Tensor, Tensor> attend_forward_cpu(Tensor query, Tensor key, Tensor value, double scale);
+std::tuple<Tensor, Tensor, Tensor> attend_backward_cpu(
+    Tensor grad_output, Tensor output, Tensor lse, Tensor query, Tensor key, Tensor value, double scale);
 Tensor blur_downsample_cpu(Tensor input);
 Tensor blur_downsample_gradient_cpu(Tensor grad_output, int64_t height, int64_t width);
 Tensor blur_upsample_cpu(Tensor input);

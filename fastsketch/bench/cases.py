@@ -10,8 +10,8 @@ from torch import Tensor
 import fastsketch
 from fastsketch.bench.baselines import cut
 from fastsketch.bench.case import Bar, Case, Recipe, against_eager, random
-from fastsketch.bench.convolution import CASES as CPU_CASES
 from fastsketch.bench.layers import BORDERS, DIM, LAYERS, SAMPLES, Features, layer_shapes, mlps, projection, sinks
+from fastsketch.bench.networks import CASES as CPU_CASES
 from fastsketch.bench.selection import CASES as SELECTION_CASES
 from fastsketch.compat.cut import PatchNCELoss, PatchSampleF
 from fastsketch.nn.losses import MultiLayerPatchNCE

@@ -5,9 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastsketch.functional import attention_statistics
-
-QUERY_CHUNK = 1024
-"""Queries attended at a time without gradients, so that large pictures need no N×N matrix."""
+from fastsketch.nn.attend import attend
 
 
 def _minmax(score: Tensor) -> Tensor:  # [B, N] -> [B, N]
@@ -41,6 +39,7 @@ class DualAttention(nn.Module):
         self.value = nn.Conv2d(channels, channels, 1)
         self.spatial_gain = nn.Parameter(torch.zeros(()))
         self.channel_gain = nn.Parameter(torch.zeros(()))
+        self.own_kernel = True
 
     def forward(self, features: Tensor, return_map: bool = False) -> tuple[Tensor, Tensor | None]:
         """Attend.
@@ -52,21 +51,12 @@ class DualAttention(nn.Module):
         Returns:
             The new features, like the given ones, and the map: [B, H, W] float32 in [0, 1], detached (or None).
         """
-        query, key, value = (
-            branch(features).flatten(2).mT for branch in (self.query, self.key, self.value)
-        )  # [B, N, ·]
-        spatial = self._attend(query, key, value).mT.view_as(features)
+        query, key, value = (branch(features).flatten(2) for branch in (self.query, self.key, self.value))  # [B, ·, N]
+        spatial = attend(query, key, value, self.own_kernel).view_as(features)
         channel = self._channel_branch(features)
         out = features + self.spatial_gain * spatial + self.channel_gain * channel
         structure = self._map(query, key, channel) if return_map else None
         return out, structure
-
-    @staticmethod
-    def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # [B, N, C]
-        if torch.is_grad_enabled():
-            return F.scaled_dot_product_attention(query, key, value)
-        chunks = query.split(QUERY_CHUNK, dim=1)
-        return torch.cat([F.scaled_dot_product_attention(chunk, key, value) for chunk in chunks], dim=1)
 
     @staticmethod
     def _channel_branch(features: Tensor) -> Tensor:  # [B, C, H, W]
@@ -80,7 +70,7 @@ class DualAttention(nn.Module):
     @staticmethod
     @torch.no_grad()
     def _map(query: Tensor, key: Tensor, channel: Tensor) -> Tensor:  # [B, H, W]
-        received, _ = attention_statistics(query.float(), key.float())
+        received, _ = attention_statistics(query.mT.float(), key.mT.float())
         batch, _, *size = channel.shape
         spatial = received.view(batch, 1, *size)
         structure = (_minmax(_variation(spatial)) + _minmax(_variation(channel.float()))) / 2

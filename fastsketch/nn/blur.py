@@ -12,35 +12,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fastsketch import _backend
+from fastsketch.nn.own_kernels import kernel
 from fastsketch.ops.eager import nothing_looks_on
-
-
-def _kernel(name: str, device: torch.device):
-    return _backend.optional_kernel(name, "gather_patches_forward", device)
 
 
 class _Downsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         ctx.size = x.shape[2:]
-        return _kernel("blur_downsample", x.device)(x)
+        return kernel("blur_downsample", x.device)(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
-        return _kernel("blur_downsample_gradient", grad.device)(grad, *ctx.size)
+        return kernel("blur_downsample_gradient", grad.device)(grad, *ctx.size)
 
 
 class _Upsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        return _kernel("blur_upsample", x.device)(x)
+        return kernel("blur_upsample", x.device)(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
-        return _kernel("blur_upsample_gradient", grad.device)(grad)
+        return kernel("blur_upsample_gradient", grad.device)(grad)
 
 
 class _Blur(nn.Module):
@@ -51,8 +47,8 @@ class _Blur(nn.Module):
     def __init__(self, channels: int, values: Sequence[float], gain: float) -> None:
         super().__init__()
         row = torch.tensor(values)
-        kernel = row[:, None] * row[None, :]
-        self._values = gain * kernel / kernel.sum()
+        square = row[:, None] * row[None, :]
+        self._values = gain * square / square.sum()
         self.register_buffer("filt", self._values.repeat(channels, 1, 1, 1))
         self.own_kernel = True
 
@@ -65,7 +61,7 @@ class _Blur(nn.Module):
         plain = (
             self.own_kernel and x.dim() == 4 and x.is_floating_point() and min(x.shape[2:]) >= 2 and nothing_looks_on(x)
         )
-        return plain and _kernel("blur_downsample", x.device) is not None
+        return plain and kernel("blur_downsample", x.device) is not None
 
 
 class BlurDownsample(_Blur):
@@ -102,10 +98,3 @@ class BlurUpsample(_Blur):
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
         wide = F.conv_transpose2d(padded, self.filt, stride=2, padding=2, groups=x.shape[1])
         return wide[:, :, 1:-1, 1:-1]
-
-
-def use_blur_kernels(module: nn.Module, on: bool = True) -> None:
-    """Switch a network's blurs between the kernels, where there are any, and the framework's convolutions."""
-    for layer in module.modules():
-        if isinstance(layer, _Blur):
-            layer.own_kernel = on

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fastsketch import _backend
+from fastsketch.nn.own_kernels import kernel
 from fastsketch.ops.eager import nothing_looks_on
 
 SMALLEST = 32
@@ -24,13 +24,9 @@ FEWEST = 16
 """Tiles of outputs, in all images, below which the kernels' transform costs more than the products save."""
 
 
-def _kernel(name: str, device: torch.device):
-    return _backend.optional_kernel(name, "gather_patches_forward", device)
-
-
 def is_available() -> bool:
     """Whether the C++ kernels are there, and in use; without them these convolutions are the framework's."""
-    return _kernel("convolve", torch.device("cpu")) is not None
+    return kernel("convolve", torch.device("cpu")) is not None
 
 
 class _Winograd(torch.autograd.Function):
@@ -41,7 +37,7 @@ class _Winograd(torch.autograd.Function):
         x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.padding = (padding, reflect)
-        return _kernel("convolve", x.device)(x, weight, bias, padding, reflect)
+        return kernel("convolve", x.device)(x, weight, bias, padding, reflect)
 
     @staticmethod
     @once_differentiable
@@ -50,9 +46,9 @@ class _Winograd(torch.autograd.Function):
         grad = grad.contiguous()
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _kernel("convolve_input_gradient", grad.device)(grad, weight, *x.shape[2:], *ctx.padding)
+            grad_x = kernel("convolve_input_gradient", grad.device)(grad, weight, *x.shape[2:], *ctx.padding)
         if ctx.needs_input_grad[1]:
-            grad_weight = _kernel("convolve_kernel_gradient", grad.device)(x, grad, weight.shape[2], *ctx.padding)
+            grad_weight = kernel("convolve_kernel_gradient", grad.device)(x, grad, weight.shape[2], *ctx.padding)
         grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None
 
@@ -88,7 +84,7 @@ def winograd_conv2d(
         raise ValueError(f"x must be [B, Cin, H, W] with sides of at least {least}, got {list(x.shape)}")
     if tuple(weight.shape[1:]) != (x.shape[1], size, size):
         raise ValueError(f"weight must be [Cout, {x.shape[1]}, {size}, {size}], got {list(weight.shape)}")
-    if _kernel("convolve", x.device) is None or not nothing_looks_on(x, weight, bias):
+    if kernel("convolve", x.device) is None or not nothing_looks_on(x, weight, bias):
         x = nn.functional.pad(x, (padding,) * 4, mode="reflect") if reflect else x
         return nn.functional.conv2d(x, weight, bias, padding=0 if reflect else padding)
     return _Winograd.apply(x, weight, bias, padding, reflect)

@@ -7,7 +7,8 @@ import torch
 
 from fastsketch._backend import use_backend
 from fastsketch.nn import PatchDiscriminator, ResnetGenerator
-from fastsketch.nn.blur import BlurDownsample, BlurUpsample, use_blur_kernels
+from fastsketch.nn.blur import BlurDownsample, BlurUpsample
+from fastsketch.nn.own_kernels import use_own_kernels
 
 BLURS = [BlurDownsample, BlurUpsample]
 SIZES = [(2, 2), (2, 3), (3, 2), (3, 3), (4, 5), (7, 4), (37, 66), (64, 131)]
@@ -99,7 +100,7 @@ def test_networks_are_the_same_functions_either_way():
     with use_backend("reference"):
         want = run()
     for network in (generator, judge):
-        use_blur_kernels(network, False)
+        use_own_kernels(network, False)
     switched = run()
     for one, other, same in zip(got, want, switched, strict=True):
         assert torch.equal(other, same)

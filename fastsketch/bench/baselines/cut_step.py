@@ -14,7 +14,7 @@ from torch.optim import Adam
 
 from fastsketch.bench.baselines import cut
 from fastsketch.nn import LeastSquaresGANLoss
-from fastsketch.nn.blur import use_blur_kernels
+from fastsketch.nn.own_kernels import use_own_kernels
 from fastsketch.nn.winograd import use_winograd
 from fastsketch.training.translator import Translator
 
@@ -49,7 +49,7 @@ class CutStep:
         for network in (self.generator, self.discriminator, self.perceptual):
             if network is not None:
                 use_winograd(network, False)  # CUT's convolutions are the framework's
-                use_blur_kernels(network, False)  # and so are its blurs
+                use_own_kernels(network, False)  # and so are blurs and attention
         networks = self.generator, self.mlps, self.discriminator
         self.optimizers = [Adam(network.parameters(), config.lr, config.betas) for network in networks]
 

@@ -1,4 +1,4 @@
-"""The measured cases of what the networks compute on a CPU: convolutions and blurs at several sizes, both directions."""
+"""The measured cases of what the networks compute on a CPU, forward and backward: convolutions, blurs, attention."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsketch.bench.case import OURS, Case, Contender, Recipe, random
-from fastsketch.nn.blur import BlurDownsample, BlurUpsample, use_blur_kernels
+from fastsketch.nn.attend import attend
+from fastsketch.nn.blur import BlurDownsample, BlurUpsample
+from fastsketch.nn.own_kernels import use_own_kernels
 from fastsketch.nn.winograd import winograd_conv2d
 
 FRAMEWORK = "framework"
@@ -69,13 +71,30 @@ def blur(kind: type[BlurDownsample | BlurUpsample], channels: int, side: int, de
         device: where.
     """
     layer, plain = kind(channels).to(device), kind(channels).to(device)
-    use_blur_kernels(plain, False)
+    use_own_kernels(plain, False)
 
     def make() -> SimpleNamespace:
         x = random(2, channels, side, side, device=device).requires_grad_()
         return SimpleNamespace(given=[x], arriving=torch.ones_like(layer(x)))
 
     return _against_framework(make, layer, plain)
+
+
+def attention(positions: int, device: torch.device, width: int = 32, channels: int = 256) -> Case:
+    """Attention over the values of two pictures, and its gradients.
+
+    Args:
+        positions: queries, and keys, of a picture.
+        device: where.
+        width: of queries and keys.
+        channels: of values.
+    """
+
+    def make() -> SimpleNamespace:
+        given = [random(2, size, positions, device=device).requires_grad_() for size in (width, width, channels)]
+        return SimpleNamespace(given=given, arriving=random(2, channels, positions, device=device))
+
+    return _against_framework(make, attend, lambda *given: attend(*given, own_kernel=False))
 
 
 CONVOLUTIONS = (
@@ -103,4 +122,5 @@ CASES: dict[str, Recipe] = {
     f"blur {name}": Recipe(blur, {"kind": kind, "channels": channels, "side": side}, {"channels": 3, "side": 20})
     for name, (kind, channels, side) in BLURS.items()
 }
+CASES |= {f"attend N={n}": Recipe(attention, {"positions": n}, {"positions": 40}) for n in (1024, 4096)}
 """By name; for a CPU only."""

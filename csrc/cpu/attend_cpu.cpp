@@ -1,0 +1,80 @@
+// Attention over values of CPU tensors: checks, outputs, and the kernel of the dtype.
+#include <torch/csrc/stable/ops.h>
+
+#include "../check.h"
+#include "ops.h"
+
+namespace fastsketch {
+namespace {
+
+Attend shape_of(const Tensor& query, const Tensor& key, const Tensor& value, double scale) {
+  STD_TORCH_CHECK(query.dim() == 3, "query must have 3 dimensions, got ", query.dim());
+  STD_TORCH_CHECK(key.dim() == 3, "key must have 3 dimensions, got ", key.dim());
+  STD_TORCH_CHECK(value.dim() == 3, "value must have 3 dimensions, got ", value.dim());
+  const Attend p{query.size(0), query.size(2), key.size(2), query.size(1), value.size(1), scale};
+  check_shape(key, "key", {p.images, p.width, p.keys});
+  check_shape(value, "value", {p.images, p.channels, p.keys});
+  check_type(key, "key", query.scalar_type());
+  check_type(value, "value", query.scalar_type());
+  STD_TORCH_CHECK(p.keys > 0, "key must hold at least one");
+  return p;
+}
+
+template <typename T>
+AttendInputs<T> inputs(const Tensor& query, const Tensor& key, const Tensor& value) {
+  return {contiguous_data<T>(query, "query"), contiguous_data<T>(key, "key"), contiguous_data<T>(value, "value")};
+}
+
+template <typename T>
+AttendGradients<T> gradients(
+    const Tensor& grad_output, const Tensor& output, const Tensor& lse, const Tensor& query, const Tensor& key,
+    const Tensor& value) {
+  return {
+      contiguous_data<T>(grad_output, "grad_output"),
+      contiguous_data<T>(output, "output"),
+      contiguous_data<T>(lse, "lse"),
+      query.mutable_data_ptr<T>(),
+      key.mutable_data_ptr<T>(),
+      value.mutable_data_ptr<T>()};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> attend_forward_cpu(Tensor query, Tensor key, Tensor value, double scale) {
+  const bool in_double = is_double(query, "query");
+  const Attend p = shape_of(query, key, value, scale);
+  const Tensor output = torch::stable::new_empty(query, std::vector<int64_t>{p.images, p.channels, p.queries});
+  const Tensor lse = torch::stable::new_empty(query, std::vector<int64_t>{p.images, p.queries});
+  if (in_double)
+    kernels().attend_forward_f64(
+        p, inputs<double>(query, key, value), output.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>());
+  else
+    kernels().attend_forward_f32(
+        p, inputs<float>(query, key, value), output.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
+  return {output, lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor> attend_backward_cpu(
+    Tensor grad_output, Tensor output, Tensor lse, Tensor query, Tensor key, Tensor value, double scale) {
+  const bool in_double = is_double(query, "query");
+  const Attend p = shape_of(query, key, value, scale);
+  check_shape(grad_output, "grad_output", {p.images, p.channels, p.queries});
+  check_shape(output, "output", {p.images, p.channels, p.queries});
+  check_shape(lse, "lse", {p.images, p.queries});
+  check_type(grad_output, "grad_output", query.scalar_type());
+  check_type(output, "output", query.scalar_type());
+  check_type(lse, "lse", query.scalar_type());
+  const Tensor grad_query = torch::stable::empty_like(query), grad_key = torch::stable::empty_like(key);
+  const Tensor grad_value = torch::stable::empty_like(value);
+  if (in_double)
+    kernels().attend_backward_f64(
+        p, inputs<double>(query, key, value),
+        gradients<double>(grad_output, output, lse, grad_query, grad_key, grad_value));
+  else
+    kernels().attend_backward_f32(
+        p, inputs<float>(query, key, value),
+        gradients<float>(grad_output, output, lse, grad_query, grad_key, grad_value));
+  return {grad_query, grad_key, grad_value};
+}
+
+}  // namespace fastsketch

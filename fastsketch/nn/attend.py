@@ -1,0 +1,66 @@
+"""Softmax attention over values wider than queries and keys, without the matrix of all queries and keys.
+
+The framework's flash kernels for processors want one width for all three, and it stores the matrix otherwise: 134 MB
+for two 256² pictures, several times over in a step. The kernel (`csrc/cpu/attend.h`) makes rows of it as they are
+needed, and again on the way back [L: Dao et al., FlashAttention, NeurIPS 2022].
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastsketch.nn.own_kernels import kernel
+from fastsketch.ops.eager import nothing_looks_on
+
+QUERY_CHUNK = 1024
+"""Queries attended at a time by the framework without gradients, so that large pictures need no N×M matrix."""
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        ctx.scale = query.shape[1] ** -0.5
+        output, lse = kernel("attend_forward", query.device)(query, key, value, ctx.scale)
+        ctx.save_for_backward(output, lse, query, key, value)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return kernel("attend_backward", grad.device)(grad, *ctx.saved_tensors, ctx.scale)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, own_kernel: bool = True) -> Tensor:
+    """`scaled_dot_product_attention` with channels first: value · softmax(queryᵀ key / √d)ᵀ. Differentiable once.
+
+    On a CPU it is computed in float32 where the inputs are of half precision.
+
+    Args:
+        query: [B, d, N], any floating dtype.
+        key: [B, d, M].
+        value: [B, C, M].
+        own_kernel: use the C++ kernel where there is one; else it is the framework's operator.
+
+    Returns:
+        [B, C, N], of the inputs' dtype.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    shapes = [tuple(x.shape) for x in (query, key, value)]
+    if (
+        any(len(shape) != 3 for shape in shapes)
+        or key.shape[:2] != query.shape[:2]
+        or (value.shape[::2] != key.shape[::2])
+    ):
+        raise ValueError(f"query, key and value must be [B, d, N], [B, d, M] and [B, C, M], got {shapes}")
+    if own_kernel and kernel("attend_forward", query.device) is not None and nothing_looks_on(query, key, value):
+        wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+        return _Attend.apply(*(x.to(wide) for x in (query, key, value))).to(query.dtype)
+    query, key, value = query.mT, key.mT, value.mT
+    if torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(query, key, value).mT
+    chunks = query.split(QUERY_CHUNK, dim=1)
+    return torch.cat([F.scaled_dot_product_attention(chunk, key, value) for chunk in chunks], dim=1).mT

@@ -1,0 +1,24 @@
+"""Kernels for what networks compute beside the contrastive loss, on a CPU: found here, and switched here."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from fastsketch import _backend
+
+
+def kernel(name: str, device: torch.device) -> Callable | None:
+    """The C++ kernel of this name, where it is built and in use on `device`; else None."""
+    return _backend.optional_kernel(name, "gather_patches_forward", device)
+
+
+def use_own_kernels(module: nn.Module, on: bool = True) -> None:
+    """Switch a network's blurs and attention between these kernels, where there are any, and the framework's operators.
+
+    They are on from the start. Convolutions have a switch of their own, `fastsketch.nn.winograd.use_winograd`: their
+    rounding is larger than the framework's.
+    """
+    for layer in module.modules():
+        if hasattr(layer, "own_kernel"):
+            layer.own_kernel = on

@@ -1,0 +1,113 @@
+"""Attention without its matrix, against the framework's with it."""
+
+import pytest
+import torch
+
+from fastsketch._backend import use_backend
+from fastsketch.nn.attend import attend
+from fastsketch.nn.own_kernels import kernel
+
+pytestmark = pytest.mark.skipif(
+    kernel("attend_forward", torch.device("cpu")) is None, reason="the C++ kernels are not built"
+)
+
+
+def _inputs(images, queries, keys, width, channels, dtype=torch.float64):
+    shapes = (images, width, queries), (images, width, keys), (images, channels, keys)
+    return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+
+
+def _run(inputs, arriving=None):
+    out = attend(*inputs)
+    arriving = torch.ones_like(out) if arriving is None else arriving
+    return (out.detach(), *torch.autograd.grad(out, inputs, arriving))
+
+
+@pytest.mark.parametrize(
+    "sizes",  # images, queries, keys, width, channels
+    [
+        (1, 1, 1, 1, 1),
+        (2, 7, 5, 3, 4),
+        (1, 100, 37, 32, 20),
+        (2, 65, 64, 2, 33),
+        (1, 13, 300, 9, 70),
+        (1, 800, 700, 4, 8),
+    ],
+    ids=str,
+)
+def test_value_and_gradients_in_float64(sizes):
+    inputs = _inputs(*sizes)
+    arriving = torch.randn(sizes[0], sizes[4], sizes[1], dtype=torch.float64)
+    got = _run(inputs, arriving)
+    with use_backend("reference"):
+        want = _run(inputs, arriving)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+
+
+def test_gradients_by_finite_differences():
+    assert torch.autograd.gradcheck(attend, _inputs(1, 6, 5, 3, 4))
+
+
+def test_rounding_is_of_the_size_of_the_frameworks():
+    inputs = _inputs(2, 1000, 1100, 32, 128, torch.float32)
+    arriving = torch.randn(2, 128, 1000)
+    truth = _run([x.detach().double().requires_grad_() for x in inputs], arriving.double())
+    got = _run(inputs, arriving)
+    with use_backend("reference"):
+        framework = _run(inputs, arriving)
+    for one, other, exact in zip(got, framework, truth, strict=True):
+        assert (one - exact).square().mean() <= 1.5**2 * (other - exact).square().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_at_the_end(dtype):
+    inputs = _inputs(1, 50, 40, 8, 24, dtype)
+    got = attend(*inputs)
+    assert got.dtype == dtype
+    assert torch.equal(got, attend(*(x.float() for x in inputs)).to(dtype))
+    got.sum().backward()
+    assert all(x.grad.dtype == dtype for x in inputs)
+
+
+def test_large_logits_stay_finite_and_a_broken_one_stays_visible():
+    query, key, value = (x.detach() for x in _inputs(1, 20, 30, 4, 3, torch.float32))
+    with use_backend("reference"):
+        want = attend(100 * query, 100 * key, value)
+    torch.testing.assert_close(attend(100 * query, 100 * key, value), want)
+    query[0, 1, 7] = float("nan")
+    bad = attend(query, key, value).isnan()
+    assert bad[:, :, 7].all() and bad.sum() == 3
+
+
+def test_values_do_not_depend_on_the_number_of_threads():
+    threads, results = torch.get_num_threads(), []
+    inputs = _inputs(2, 333, 777, 32, 40, torch.float32)
+    arriving = torch.randn(2, 40, 333)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(_run(inputs, arriving))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_any_strides():
+    inputs = [x.detach().mT.contiguous().mT.requires_grad_() for x in _inputs(2, 40, 30, 8, 12)]
+    arriving = torch.randn(1, 1, 1, dtype=torch.float64).expand(2, 12, 40)
+    want = _run([x.detach().contiguous().requires_grad_() for x in inputs], arriving)
+    for one, other in zip(_run(inputs, arriving), want, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_bad_shapes_are_named():
+    for shapes in (
+        ((1, 2, 3), (1, 3, 4), (1, 5, 4)),
+        ((1, 2, 3), (1, 2, 4), (1, 5, 3)),
+        ((2, 2, 3), (1, 2, 4), (1, 5, 4)),
+        ((2, 3), (2, 4), (5, 4)),
+    ):
+        with pytest.raises(ValueError, match="query, key and value must be"):
+            attend(*(torch.zeros(shape) for shape in shapes))
