@@ -239,7 +239,7 @@ def convolve(
     padding: int,
     reflect: bool,
 ) -> Tensor:  # [B, Cout, H + 2 padding + 1 - K, W + 2 padding + 1 - K]
-    """See `fastsketch.nn.winograd`."""
+    """See `fastsketch.nn.convolution`."""
     bias = None if bias is None else bias.contiguous()
     return _ops.convolve(x.contiguous(), kernel.contiguous(), bias, padding, reflect)
 

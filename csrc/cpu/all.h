@@ -21,6 +21,7 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #include "winograd_tiles.h"
 #include "winograd.h"
 #include "attend.h"
+#include "direct.h"
 
 #define FASTSKETCH_STRING(x) #x
 #define FASTSKETCH_NAME(x) FASTSKETCH_STRING(x)

@@ -130,7 +130,7 @@ struct ProjectionGradients {
 // A convolution of stride 1, everything contiguous: input [B, channels, H, W], kernel [filters, channels, size, size].
 struct ConvShape {
   int64_t images, channels, height, width, filters;
-  int64_t size;     // 3 or 4
+  int64_t size;     // 3, 4 or 7
   int64_t padding;  // on each side of the input
   bool reflect;     // padding by reflection, without the border itself; else by zeros
   int64_t out_height() const { return height + 2 * padding + 1 - size; }

@@ -271,19 +271,3 @@ void winograd_kernel_gradient(const ConvShape& s, const T* input, const T* grad_
     });
   }
 }
-
-// By the kernel's side.
-template <typename T>
-void convolve(const ConvShape& s, const T* input, const T* kernel, const T* bias, T* output) {
-  (s.size == 3 ? winograd<3, T> : winograd<4, T>)(s, input, kernel, bias, output);
-}
-
-template <typename T>
-void convolve_input_gradient(const ConvShape& s, const T* grad_output, const T* kernel, T* grad_input) {
-  (s.size == 3 ? winograd_input_gradient<3, T> : winograd_input_gradient<4, T>)(s, grad_output, kernel, grad_input);
-}
-
-template <typename T>
-void convolve_kernel_gradient(const ConvShape& s, const T* input, const T* grad_output, T* grad_kernel) {
-  (s.size == 3 ? winograd_kernel_gradient<3, T> : winograd_kernel_gradient<4, T>)(s, input, grad_output, grad_kernel);
-}

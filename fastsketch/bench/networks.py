@@ -11,8 +11,8 @@ from torch import Tensor
 from fastsketch.bench.case import OURS, Case, Contender, Recipe, random
 from fastsketch.nn.attend import attend
 from fastsketch.nn.blur import BlurDownsample, BlurUpsample
+from fastsketch.nn.convolution import convolve
 from fastsketch.nn.own_kernels import use_own_kernels
-from fastsketch.nn.winograd import winograd_conv2d
 
 FRAMEWORK = "framework"
 
@@ -41,23 +41,25 @@ def convolution(size: int, channels: int, filters: int, side: int, device: torch
     """A convolution and its gradients to input, kernel and bias.
 
     Args:
-        size: of the kernel, 3 or 4.
+        size: of the kernel, 3, 4 or 7.
         channels, filters: in and out.
         side: of the square maps.
         device: where.
         batch: B; a step draws photo and sketch in one pass.
     """
+    padding = (size - 1) // 2
+    after = side + 2 * padding + 1 - size
 
     def make() -> SimpleNamespace:
         x = random(batch, channels, side, side, device=device).requires_grad_()
         weight = (random(filters, channels, size, size, device=device) * 0.02).requires_grad_()
-        arriving = random(batch, filters, side + 3 - size, side + 3 - size, device=device)
+        arriving = random(batch, filters, after, after, device=device)
         return SimpleNamespace(
             given=[x, weight, torch.zeros(filters, device=device, requires_grad=True)], arriving=arriving
         )
 
     return _against_framework(
-        make, lambda *given: winograd_conv2d(*given, padding=1), lambda *given: F.conv2d(*given, padding=1)
+        make, lambda *given: convolve(*given, padding=padding), lambda *given: F.conv2d(*given, padding=padding)
     )
 
 
@@ -105,8 +107,10 @@ CONVOLUTIONS = (
     (3, 64, 64, 20, 2),
     (4, 64, 128, 128, 1),
     (4, 256, 512, 32, 1),
+    (7, 4, 64, 256, 2),
+    (7, 64, 1, 256, 2),
 )
-"""Kernel, channels, filters, side, batch: of 256² and 128² pictures at width 64; of the demo; of the discriminator."""
+"""Kernel, channels, filters, side, batch: of 256² and 128² pictures at width 64, the demo, the discriminator, the ends."""
 
 BLURS = {"downsample 128, 256²": (BlurDownsample, 128, 256), "upsample 256, 64²": (BlurUpsample, 256, 64)}
 """Kind, channels, side: of 256² pictures at width 64."""

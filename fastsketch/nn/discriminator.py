@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from fastsketch.nn.blur import BlurDownsample
+from fastsketch.nn.convolution import WinogradConv2d
 from fastsketch.nn.init import init_weights, instance_norm
-from fastsketch.nn.winograd import WinogradConv2d
 
 
 class PatchDiscriminator(nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from fastsketch.functional import tap_patches
 from fastsketch.nn.attention import DualAttention
 from fastsketch.nn.blur import BlurDownsample, BlurUpsample
+from fastsketch.nn.convolution import DirectConv2d, WinogradConv2d
 from fastsketch.nn.init import init_weights, instance_norm
-from fastsketch.nn.winograd import WinogradConv2d
 
 INPUT_BORDER = 3
 """Reflection padding before the first convolution: the border of tapped layer 0."""
@@ -84,7 +84,7 @@ class ResnetGenerator(nn.Module):
         self.mask_channel = mask_channel
         self.tap_layers = tuple(tap_layers)
         model: list[nn.Module] = [nn.ReflectionPad2d(INPUT_BORDER)]
-        model += [nn.Conv2d(in_channels + mask_channel, width, 7), instance_norm(width), nn.ReLU()]
+        model += [DirectConv2d(in_channels + mask_channel, width), instance_norm(width), nn.ReLU()]
         for channels in (width, 2 * width):
             model += [WinogradConv2d(channels, 2 * channels, padding=1), instance_norm(2 * channels), nn.ReLU()]
             model.append(BlurDownsample(2 * channels))
@@ -94,7 +94,7 @@ class ResnetGenerator(nn.Module):
         for channels in (4 * width, 2 * width):
             model += [BlurUpsample(channels), WinogradConv2d(channels, channels // 2, padding=1)]
             model += [instance_norm(channels // 2), nn.ReLU()]
-        model += [nn.ReflectionPad2d(3), nn.Conv2d(width, out_channels, 7), nn.Tanh()]
+        model += [nn.Identity(), DirectConv2d(width, out_channels, 3, "reflect"), nn.Tanh()]  # pads as `ResnetBlock`
         self.model = nn.Sequential(*model)
 
         taps = self.tap_layers

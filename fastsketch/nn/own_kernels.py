@@ -14,10 +14,10 @@ def kernel(name: str, device: torch.device) -> Callable | None:
 
 
 def use_own_kernels(module: nn.Module, on: bool = True) -> None:
-    """Switch a network's blurs and attention between these kernels, where there are any, and the framework's operators.
+    """Switch a network's blurs, attention and 7×7 convolutions between these kernels and the framework's operators.
 
-    They are on from the start. Convolutions have a switch of their own, `fastsketch.nn.winograd.use_winograd`: their
-    rounding is larger than the framework's.
+    They are on from the start, where there are any. Convolutions by Winograd's way have a switch of their own,
+    `fastsketch.nn.convolution.use_winograd`: their rounding is larger than the framework's.
     """
     for layer in module.modules():
         if hasattr(layer, "own_kernel"):

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
-from fastsketch.nn.winograd import is_available, use_winograd
+from fastsketch.nn.convolution import is_available, use_winograd
 from fastsketch.training.files import write_bytes
 
 FORMAT = 1

@@ -7,7 +7,7 @@ import torch
 
 from fastsketch import _backend
 from fastsketch.errors import FastsketchError
-from fastsketch.nn.winograd import is_available
+from fastsketch.nn.convolution import is_available
 from fastsketch.training.config import Switch, TrainConfig
 
 

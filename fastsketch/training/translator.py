@@ -18,7 +18,7 @@ from fastsketch.nn import (
     ResnetGenerator,
     StructureSampler,
 )
-from fastsketch.nn.winograd import as_winograd, use_winograd
+from fastsketch.nn.convolution import as_winograd, use_winograd
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.distributed import patch_nce_over_ranks
 from fastsketch.weights import WeightsNotFound, load_vgg16_features
@@ -78,7 +78,7 @@ class Translator(nn.Module):
         return super().to(*args, **kwargs)
 
     def use_winograd(self, on: bool) -> None:
-        """Switch the convolutions of all networks, the perceptual one included (`fastsketch.nn.winograd`)."""
+        """Switch the convolutions of all networks, the perceptual one included (`fastsketch.nn.convolution`)."""
         for network in (self, *self._perceptual):
             use_winograd(network, on)
 

@@ -7,7 +7,7 @@ from torchvision.models import vgg16
 
 from fastsketch._backend import use_backend
 from fastsketch.nn import PatchDiscriminator, PerceptualLoss, ResnetGenerator
-from fastsketch.nn.winograd import FEWEST, WinogradConv2d, as_winograd, is_available, use_winograd, winograd_conv2d
+from fastsketch.nn.convolution import FEWEST, WinogradConv2d, as_winograd, convolve, is_available, use_winograd
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="the C++ kernels are not built")
 
@@ -26,7 +26,7 @@ def test_value_and_gradients_in_float64(shape, padding, bias, size):
     inputs = [x, torch.randn(out, channels, size, size, dtype=torch.float64, requires_grad=True)]
     if bias:
         inputs.append(torch.randn(out, dtype=torch.float64, requires_grad=True))
-    got = winograd_conv2d(*inputs, padding=padding[0], padding_mode=padding[1])
+    got = convolve(*inputs, padding=padding[0], padding_mode=padding[1])
     padded = F.pad(x, (padding[0],) * 4, mode=padding[1].replace("zeros", "constant"))
     want = F.conv2d(padded, *inputs[1:])
     torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
@@ -42,15 +42,15 @@ def test_value_and_gradients_in_float64(shape, padding, bias, size):
 def test_gradients_by_finite_differences(size):
     shapes = ((1, 2, 7, 6), (3, 2, size, size), (3,))
     inputs = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in shapes]
-    assert torch.autograd.gradcheck(winograd_conv2d, inputs)
+    assert torch.autograd.gradcheck(convolve, inputs)
 
 
 def test_any_strides_and_only_the_gradients_asked_for():
     x = torch.randn(2, 8, 12, 10).to(memory_format=torch.channels_last)[:, ::2, 1:]
     weight = torch.randn(3, 4, 3, 3)
-    torch.testing.assert_close(winograd_conv2d(x, weight), F.conv2d(x, weight), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(convolve(x, weight), F.conv2d(x, weight), rtol=1e-4, atol=1e-4)
     weight.requires_grad_()
-    out = winograd_conv2d(x, weight)
+    out = convolve(x, weight)
     arriving = torch.randn(1, 1, 1, 1).expand_as(out)
     (got,) = torch.autograd.grad(out, weight, arriving)
     (want,) = torch.autograd.grad(F.conv2d(x, weight), weight, arriving)
@@ -67,7 +67,7 @@ def test_rounding_in_float32_is_that_of_a_few_more_additions(size):
         out = convolve(*inputs)
         return (out.detach(), *torch.autograd.grad(out, inputs, arriving.to(dtype)))
 
-    for got, truth in zip(run(winograd_conv2d, torch.float32), run(F.conv2d, torch.float64), strict=True):
+    for got, truth in zip(run(convolve, torch.float32), run(F.conv2d, torch.float64), strict=True):
         assert (got - truth).abs().max() < 2e-5 * truth.abs().max()
         assert (got - truth).square().mean() < (4e-6) ** 2 * truth.square().mean()
 
@@ -79,7 +79,7 @@ def test_values_do_not_depend_on_the_number_of_threads(size):
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            out = winograd_conv2d(x, weight, None, 1)
+            out = convolve(x, weight, None, 1)
             results.append((out.detach(), *torch.autograd.grad(out.square().sum(), weight)))
     finally:
         torch.set_num_threads(threads)
@@ -151,15 +151,15 @@ def test_half_precision_and_narrow_layers_take_the_direct_way():
 
 def test_bad_shapes_are_named():
     with pytest.raises(ValueError, match="x must be"):
-        winograd_conv2d(torch.zeros(1, 2, 2, 5), torch.zeros(1, 2, 3, 3))
+        convolve(torch.zeros(1, 2, 2, 5), torch.zeros(1, 2, 3, 3))
     for weight in ((1, 3, 3, 3), (1, 2, 4, 3), (1, 2, 5, 5), (2, 3, 3)):
         with pytest.raises(ValueError, match="weight must be"):
-            winograd_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(weight))
+            convolve(torch.zeros(1, 2, 5, 5), torch.zeros(weight))
     for padding, mode in ((3, "zeros"), (1, "circular")):
         with pytest.raises(ValueError, match="padding must be"):
-            winograd_conv2d(torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 3, 3), None, padding, mode)
+            convolve(torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 3, 3), None, padding, mode)
     with pytest.raises(ValueError, match="sides of at least 3"):
-        winograd_conv2d(torch.zeros(1, 2, 5, 2), torch.zeros(1, 2, 3, 3), None, 2, "reflect")
+        convolve(torch.zeros(1, 2, 5, 2), torch.zeros(1, 2, 3, 3), None, 2, "reflect")
 
 
 def test_a_foreign_network_keeps_its_weights_and_its_function():

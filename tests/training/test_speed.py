@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastsketch import _backend
 from fastsketch.errors import FastsketchError
-from fastsketch.nn.winograd import WinogradConv2d
+from fastsketch.nn.convolution import WinogradConv2d
 from fastsketch.training import speed as module
 from fastsketch.training.checkpoint import load_checkpoint
 from fastsketch.training.graph import WARM_UP, GraphedStep

@@ -14,8 +14,8 @@ from torch.optim import Adam
 
 from fastsketch.bench.baselines import cut
 from fastsketch.nn import LeastSquaresGANLoss
+from fastsketch.nn.convolution import use_winograd
 from fastsketch.nn.own_kernels import use_own_kernels
-from fastsketch.nn.winograd import use_winograd
 from fastsketch.training.translator import Translator
 
 

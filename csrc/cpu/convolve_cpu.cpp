@@ -8,8 +8,8 @@ namespace fastsketch {
 namespace {
 
 ConvShape checked(const ConvShape& s) {
-  STD_TORCH_CHECK(s.size == 3 || s.size == 4, "kernel must be 3x3 or 4x4, got a side of ", s.size);
-  STD_TORCH_CHECK(s.padding >= 0 && s.padding <= 2, "padding must be 0, 1 or 2, got ", s.padding);
+  STD_TORCH_CHECK(s.size == 3 || s.size == 4 || s.size == 7, "kernel must be 3x3, 4x4 or 7x7, got a side of ", s.size);
+  STD_TORCH_CHECK(s.padding >= 0 && s.padding <= 3, "padding must be 0 to 3, got ", s.padding);
   STD_TORCH_CHECK(s.out_height() > 0 && s.out_width() > 0, "input is smaller than the kernel");
   STD_TORCH_CHECK(
       !s.reflect || (s.height > s.padding && s.width > s.padding), "input is too small to be reflected by ", s.padding);

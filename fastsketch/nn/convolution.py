@@ -1,13 +1,14 @@
-"""Convolutions with a quarter of the multiplications, for processors: Winograd's F(4×4, 3×3) and F(3×3, 4×4).
+"""Convolutions for processors: Winograd's for kernels of 3×3 and 4×4; of 7×7 those with few channels on one side.
 
-[L: Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR 2016.] A tile of outputs, 4×4 of a 3×3
-kernel or 3×3 of a 4×4 kernel, which a direct convolution makes with 144 multiplications a channel pair, takes 36: tiles
-of 6×6 inputs and the kernels are carried into a space where the convolution is a product at each of 36 points. What is
-a sum over channels becomes 36 matrix products, forward as well as in both gradients. The kernels are in
-`csrc/cpu/winograd.h`; nothing of the transformed space is kept between the passes.
+Winograd's F(4×4, 3×3) and F(3×3, 4×4) [L: Lavin and Gray, Fast algorithms for convolutional neural networks, CVPR
+2016]: a tile of outputs, 4×4 of a 3×3 kernel or 3×3 of a 4×4 kernel, which a direct convolution makes with 144
+multiplications a channel pair, takes 36. Tiles of 6×6 inputs and the kernels are carried into a space where the
+convolution is a product at each of 36 points. What is a sum over channels becomes 36 matrix products, forward as well
+as in both gradients. The kernels are in `csrc/cpu/winograd.h`; nothing of the transformed space is kept between the
+passes. Rounding is larger than the framework's in float32: at 256 channels 3e-6 of the root mean square of a result,
+against 0.9e-6 of the framework's output and 0.2e-6 of its gradient to the input.
 
-The same function as `nn.functional.conv2d`; rounding differs, and is larger in float32: at 256 channels 3e-6 of the
-root mean square of a result, against 0.9e-6 of the framework's output and 0.2e-6 of its gradient to the input.
+Those of 7×7 (`csrc/cpu/direct.h`) follow the definition, along rows, where the framework's vectors run over channels.
 """
 
 import torch
@@ -24,12 +25,16 @@ FEWEST = 16
 """Tiles of outputs, in all images, below which the kernels' transform costs more than the products save."""
 
 
+LARGEST_PADDING = {3: 2, 4: 2, 7: 3}
+"""By the kernel's side."""
+
+
 def is_available() -> bool:
     """Whether the C++ kernels are there, and in use; without them these convolutions are the framework's."""
     return kernel("convolve", torch.device("cpu")) is not None
 
 
-class _Winograd(torch.autograd.Function):
+class _Convolve(torch.autograd.Function):
     """Forward and both gradients by the kernels, which transform anew what each of them needs."""
 
     @staticmethod
@@ -53,18 +58,18 @@ class _Winograd(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None
 
 
-def winograd_conv2d(
+def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0, padding_mode: str = "zeros"
 ) -> Tensor:
-    """`conv2d(x, weight, bias, padding=padding)` for a kernel of 3×3 or 4×4 and stride 1. Differentiable once.
+    """`conv2d(x, weight, bias, padding=padding)` of stride 1, for three sizes of kernels. Differentiable once.
 
     Where the C++ kernels are not there, or something other than autograd looks on, it is the framework's convolution.
 
     Args:
         x: [B, Cin, H, W], sides at least K with the padding; float32 or float64, on the CPU.
-        weight: [Cout, Cin, K, K], K 3 or 4, of x's dtype.
+        weight: [Cout, Cin, K, K], K 3, 4 or 7, of x's dtype.
         bias: [Cout], or None.
-        padding: on each side, 0 to 2.
+        padding: on each side, 0 to 2, of a 7×7 kernel to 3.
         padding_mode: zeros, or reflect, as `nn.Conv2d`'s.
 
     Returns:
@@ -73,12 +78,13 @@ def winograd_conv2d(
     Raises:
         ValueError: a wrong shape or padding.
     """
-    if padding not in (0, 1, 2) or padding_mode not in ("zeros", "reflect"):
-        raise ValueError(f"padding must be 0, 1 or 2, with zeros or reflect, got {padding} with {padding_mode}")
-    reflect = padding_mode == "reflect" and padding > 0
     size = weight.shape[-1]
-    if weight.dim() != 4 or size not in (3, 4):
-        raise ValueError(f"weight must be [Cout, Cin, 3, 3] or [Cout, Cin, 4, 4], got {list(weight.shape)}")
+    if weight.dim() != 4 or size not in LARGEST_PADDING:
+        raise ValueError(f"weight must be [Cout, Cin, K, K], K 3, 4 or 7, got {list(weight.shape)}")
+    if not 0 <= padding <= LARGEST_PADDING[size] or padding_mode not in ("zeros", "reflect"):
+        most = LARGEST_PADDING[size]
+        raise ValueError(f"padding must be 0 to {most}, with zeros or reflect, got {padding} with {padding_mode}")
+    reflect = padding_mode == "reflect" and padding > 0
     least = max(size - 2 * padding, padding + 1 if reflect else 1)
     if x.dim() != 4 or min(x.shape[2:]) < least:
         raise ValueError(f"x must be [B, Cin, H, W] with sides of at least {least}, got {list(x.shape)}")
@@ -87,11 +93,11 @@ def winograd_conv2d(
     if kernel("convolve", x.device) is None or not nothing_looks_on(x, weight, bias):
         x = nn.functional.pad(x, (padding,) * 4, mode="reflect") if reflect else x
         return nn.functional.conv2d(x, weight, bias, padding=0 if reflect else padding)
-    return _Winograd.apply(x, weight, bias, padding, reflect)
+    return _Convolve.apply(x, weight, bias, padding, reflect)
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A convolution of stride 1 that can be computed by `winograd_conv2d`; parameters and names are `nn.Conv2d`'s.
+    """A convolution of stride 1 that can be computed by Winograd's way; parameters and names are `nn.Conv2d`'s.
 
     Args:
         in_channels, out_channels: as `nn.Conv2d`.
@@ -118,8 +124,29 @@ class WinogradConv2d(nn.Conv2d):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             x = x.float() if cast else x
-            out = winograd_conv2d(x, self.weight, self.bias, self.padding[0], self.padding_mode)
+            out = convolve(x, self.weight, self.bias, self.padding[0], self.padding_mode)
         return out.to(torch.get_autocast_dtype("cpu")) if cast else out
+
+
+class DirectConv2d(nn.Conv2d):
+    """A 7×7 convolution of stride 1 with few channels in or out; parameters and names are `nn.Conv2d`'s.
+
+    Args:
+        in_channels, out_channels: as `nn.Conv2d`.
+        padding: on each side, 0 to 3.
+        padding_mode: zeros or reflect.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, padding: int = 0, padding_mode: str = "zeros") -> None:
+        super().__init__(in_channels, out_channels, 7, padding=padding, padding_mode=padding_mode)
+        self.own_kernel = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, Cin, H, W] to [B, Cout, H + 2 padding − 6, W + 2 padding − 6]; under autocast it is the framework's."""
+        plain = x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64)
+        if not self.own_kernel or not plain or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        return convolve(x, self.weight, self.bias, self.padding[0], self.padding_mode)
 
 
 def as_winograd(network: nn.Module) -> nn.Module:
