@@ -110,7 +110,7 @@ CONVOLUTIONS = (
     (7, 4, 64, 256, 2),
     (7, 64, 1, 256, 2),
 )
-"""Kernel, channels, filters, side, batch: of 256² and 128² pictures at width 64, the demo, the discriminator, the ends."""
+"""Kernel, channels, filters, side, batch: of 256² and 128² pictures at width 64; of the demo; of the discriminator."""
 
 BLURS = {"downsample 128, 256²": (BlurDownsample, 128, 256), "upsample 256, 64²": (BlurUpsample, 256, 64)}
 """Kind, channels, side: of 256² pictures at width 64."""
