@@ -39,6 +39,9 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
   m.def("blur_downsample_gradient(Tensor grad_output, int height, int width) -> Tensor");
   m.def("blur_upsample(Tensor input) -> Tensor");
   m.def("blur_upsample_gradient(Tensor grad_output) -> Tensor");
+  m.def("instance_norm(Tensor input, float slope, float eps) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "instance_norm_gradient(Tensor grad_output, Tensor input, Tensor mean, Tensor scale, float slope) -> Tensor");
   m.def("convolve(Tensor input, Tensor kernel, Tensor? bias, int padding, bool reflect) -> Tensor");
   m.def(
       "convolve_input_gradient(Tensor grad_output, Tensor kernel, int height, int width, int padding, bool reflect) "
@@ -67,6 +70,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
   m.impl("blur_downsample_gradient", TORCH_BOX(&fastsketch::blur_downsample_gradient_cpu));
   m.impl("blur_upsample", TORCH_BOX(&fastsketch::blur_upsample_cpu));
   m.impl("blur_upsample_gradient", TORCH_BOX(&fastsketch::blur_upsample_gradient_cpu));
+  m.impl("instance_norm", TORCH_BOX(&fastsketch::instance_norm_cpu));
+  m.impl("instance_norm_gradient", TORCH_BOX(&fastsketch::instance_norm_gradient_cpu));
   m.impl("convolve", TORCH_BOX(&fastsketch::convolve_cpu));
   m.impl("convolve_input_gradient", TORCH_BOX(&fastsketch::convolve_input_gradient_cpu));
   m.impl("convolve_kernel_gradient", TORCH_BOX(&fastsketch::convolve_kernel_gradient_cpu));

@@ -291,6 +291,26 @@ def attend_backward(
     return _ops.attend_backward(*given, scale)
 
 
+def instance_norm(
+    x: Tensor,  # [B, C, H, W] of any floating dtype
+    slope: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # the same shape and dtype; mean and 1 / standard deviation [B, C]
+    """See `fastsketch.nn.instance_norm`."""
+    return _ops.instance_norm(x.contiguous(), slope, eps)
+
+
+def instance_norm_gradient(
+    grad_output: Tensor,  # [B, C, H, W]
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    slope: float,
+) -> Tensor:  # [B, C, H, W]
+    """Gradient of `instance_norm`'s input."""
+    return _ops.instance_norm_gradient(grad_output.contiguous(), x.contiguous(), mean, scale, slope)
+
+
 def blur_downsample(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, ⌈H/2⌉, ⌈W/2⌉]
     """See `fastsketch.nn.blur`."""
     return _ops.blur_downsample(x.contiguous())

@@ -14,6 +14,7 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #include "attention.h"
 #include "blur.h"
 #include "gather.h"
+#include "instance_norm.h"
 #include "patch_nce.h"
 #include "normalize.h"
 #include "project.h"
@@ -46,7 +47,7 @@ const Kernels kernels = {
     transport_plan_gradient<float>, transport_plan_gradient<double>,
     attend_forward<float>, attend_forward<double>,
     attend_backward<float>, attend_backward<double>,
-    blur, gather, scatter,
+    blur, instance_norm, gather, scatter,
 };
 
 }  // namespace fastsketch::LEVEL

@@ -160,6 +160,18 @@ struct AttendGradients {
   T* value;
 };
 
+// Maps of `size` values each, contiguous: normalised, and what is below 0 times a slope; or, with `grad`, the gradient.
+struct InstanceNorm {
+  int64_t maps, size;
+  Dtype dtype;  // of x, grad and out
+  double slope, eps;
+  const void* x;
+  const void* grad = nullptr;
+  void* out;
+  void* mean;   // [maps], as `scale` in the accumulation type; written forward, read backward
+  void* scale;  // 1 / standard deviation
+};
+
 // A blur of contiguous maps [height, width] to half or to double the size, or its gradient.
 struct Blur {
   enum Kind { down, down_gradient, up, up_gradient } kind;
@@ -211,6 +223,7 @@ struct Kernels {
   void (*attend_backward_f32)(const Attend&, const AttendInputs<float>&, const AttendGradients<float>&);
   void (*attend_backward_f64)(const Attend&, const AttendInputs<double>&, const AttendGradients<double>&);
   void (*blur)(const Blur&, const void* from, void* to);
+  void (*instance_norm)(const InstanceNorm&);
   void (*gather)(const Features*, const Patches*, int64_t layers);  // patches = features at index, of each layer
   void (*scatter)(const Features&, const Patches&); // features += patches at index
 };

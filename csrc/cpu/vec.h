@@ -38,6 +38,43 @@ inline void store(T* to, Vec<T> v) {
   __builtin_memcpy(to, &v, sizeof(v));
 }
 
+// So many values as a vector holds, of any dtype.
+template <typename T, typename E>
+inline Vec<T> load_values(const E* from) {
+  if constexpr (std::is_same_v<T, E>) return load<T>(from);
+  T values[Lanes<T>::count];
+  for (int i = 0; i < Lanes<T>::count; ++i) values[i] = T(from[i]);
+  return load<T>(values);
+}
+
+template <typename T, typename E>
+inline void store_values(E* to, Vec<T> v) {
+  if constexpr (std::is_same_v<T, E>) return store<T>(to, v);
+  for (int i = 0; i < Lanes<T>::count; ++i) to[i] = E(v[i]);
+}
+
+typedef uint16_t ShortVec __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef uint32_t UnsignedVec __attribute__((vector_size(VECTOR_BYTES)));
+
+template <>
+inline FloatVec load_values<float, BFloat16>(const BFloat16* from) {
+  ShortVec bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  const UnsignedVec wide = __builtin_convertvector(bits, UnsignedVec) << 16;
+  FloatVec v;
+  __builtin_memcpy(&v, &wide, sizeof(v));
+  return v;
+}
+
+template <>
+inline void store_values<float, BFloat16>(BFloat16* to, FloatVec v) {  // to the nearest, ties to even; NaN stays NaN
+  UnsignedVec wide;
+  __builtin_memcpy(&wide, &v, sizeof(wide));
+  const UnsignedVec rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+  const ShortVec bits = __builtin_convertvector(v == v ? rounded : rounded * 0 + 0x7fc0, ShortVec);
+  __builtin_memcpy(to, &bits, sizeof(bits));
+}
+
 template <typename T>
 inline Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // x - 0 is x, and becomes the broadcast instruction

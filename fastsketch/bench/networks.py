@@ -1,4 +1,4 @@
-"""The measured cases of what the networks compute on a CPU, forward and backward: convolutions, blurs, attention."""
+"""The measured cases of what the networks compute on a CPU, forward and backward: convolutions, blurs, norms, attention."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ from fastsketch.bench.case import OURS, Case, Contender, Recipe, random
 from fastsketch.nn.attend import attend
 from fastsketch.nn.blur import BlurDownsample, BlurUpsample
 from fastsketch.nn.convolution import convolve
+from fastsketch.nn.instance_norm import InstanceNorm
 from fastsketch.nn.own_kernels import use_own_kernels
 
 FRAMEWORK = "framework"
@@ -82,6 +83,24 @@ def blur(kind: type[BlurDownsample | BlurUpsample], channels: int, side: int, de
     return _against_framework(make, layer, plain)
 
 
+def norm(channels: int, side: int, device: torch.device) -> Case:
+    """Instance norm and ReLU, and their gradient; B = 2.
+
+    Args:
+        channels: C.
+        side: of the square maps.
+        device: where.
+    """
+    layer, plain = InstanceNorm(channels, 0.0), InstanceNorm(channels, 0.0)
+    use_own_kernels(plain, False)
+
+    def make() -> SimpleNamespace:
+        x, arriving = (random(2, channels, side, side, device=device) for _ in range(2))
+        return SimpleNamespace(given=[x.requires_grad_()], arriving=arriving)
+
+    return _against_framework(make, layer, plain)
+
+
 def attention(positions: int, device: torch.device, width: int = 32, channels: int = 256) -> Case:
     """Attention over the values of two pictures, and its gradients.
 
@@ -125,6 +144,10 @@ CASES: dict[str, Recipe] = {
 } | {
     f"blur {name}": Recipe(blur, {"kind": kind, "channels": channels, "side": side}, {"channels": 3, "side": 20})
     for name, (kind, channels, side) in BLURS.items()
+}
+CASES |= {
+    f"norm and relu {c}, {side}²": Recipe(norm, {"channels": c, "side": side}, {"channels": 3, "side": 20})
+    for c, side in ((128, 256), (256, 64))
 }
 CASES |= {f"attend N={n}": Recipe(attention, {"positions": n}, {"positions": 40}) for n in (1024, 4096)}
 """By name; for a CPU only."""

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from fastsketch.nn.blur import BlurDownsample
 from fastsketch.nn.convolution import WinogradConv2d
-from fastsketch.nn.init import init_weights, instance_norm
+from fastsketch.nn.init import init_weights
+from fastsketch.nn.instance_norm import InstanceNorm
 
 
 class PatchDiscriminator(nn.Module):
@@ -22,7 +23,7 @@ class PatchDiscriminator(nn.Module):
         channels = width
         for layer in range(1, layers + 1):
             wider = width * min(2**layer, 8)
-            model += [WinogradConv2d(channels, wider, 4, padding=1), instance_norm(wider), nn.LeakyReLU(0.2)]
+            model += [WinogradConv2d(channels, wider, 4, padding=1), InstanceNorm(wider, 0.2), nn.Identity()]
             if layer < layers:
                 model.append(BlurDownsample(wider))
             channels = wider

@@ -10,7 +10,8 @@ from fastsketch.functional import tap_patches
 from fastsketch.nn.attention import DualAttention
 from fastsketch.nn.blur import BlurDownsample, BlurUpsample
 from fastsketch.nn.convolution import DirectConv2d, WinogradConv2d
-from fastsketch.nn.init import init_weights, instance_norm
+from fastsketch.nn.init import init_weights
+from fastsketch.nn.instance_norm import InstanceNorm
 
 INPUT_BORDER = 3
 """Reflection padding before the first convolution: the border of tapped layer 0."""
@@ -21,12 +22,12 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # Where CUT's padding stands as a layer: the convolutions pad by themselves, and keep their numbers.
+        # Identities stand where CUT has layers for padding and ReLU, so that the convolutions keep their numbers.
         half, rest = (
-            [nn.Identity(), WinogradConv2d(channels, channels, 3, 1, "reflect"), instance_norm(channels)]
-            for _ in range(2)
+            [nn.Identity(), WinogradConv2d(channels, channels, 3, 1, "reflect"), InstanceNorm(channels, slope)]
+            for slope in (0.0, 1.0)
         )
-        self.conv_block = nn.Sequential(*half, nn.ReLU(), *rest)
+        self.conv_block = nn.Sequential(*half, nn.Identity(), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape."""
@@ -64,7 +65,8 @@ class ResnetGenerator(nn.Module):
         blocks: residual blocks, at least those the taps need.
         mask_channel: take a mask as one more input channel.
         attention: put `DualAttention` behind the last tapped layer.
-        tap_layers: ascending layer numbers to take patches from. Layer 0 is the padded picture, without its mask.
+        tap_layers: ascending layer numbers to take patches from. Layer 0 is the padded picture, without its mask; a
+            norm's number stands for the map behind its ReLU.
     """
 
     def __init__(
@@ -84,16 +86,16 @@ class ResnetGenerator(nn.Module):
         self.mask_channel = mask_channel
         self.tap_layers = tuple(tap_layers)
         model: list[nn.Module] = [nn.ReflectionPad2d(INPUT_BORDER)]
-        model += [DirectConv2d(in_channels + mask_channel, width), instance_norm(width), nn.ReLU()]
+        model += [DirectConv2d(in_channels + mask_channel, width), InstanceNorm(width, 0.0), nn.Identity()]
         for channels in (width, 2 * width):
-            model += [WinogradConv2d(channels, 2 * channels, padding=1), instance_norm(2 * channels), nn.ReLU()]
+            model += [WinogradConv2d(channels, 2 * channels, padding=1), InstanceNorm(2 * channels, 0.0), nn.Identity()]
             model.append(BlurDownsample(2 * channels))
         encoder_start = len(model)
         model += [ResnetBlock(4 * width) for _ in range(blocks)]
         last_block = len(model) - 1
         for channels in (4 * width, 2 * width):
             model += [BlurUpsample(channels), WinogradConv2d(channels, channels // 2, padding=1)]
-            model += [instance_norm(channels // 2), nn.ReLU()]
+            model += [InstanceNorm(channels // 2, 0.0), nn.Identity()]
         model += [nn.Identity(), DirectConv2d(width, out_channels, 3, "reflect"), nn.Tanh()]  # pads as `ResnetBlock`
         self.model = nn.Sequential(*model)
 

@@ -14,7 +14,7 @@ def kernel(name: str, device: torch.device) -> Callable | None:
 
 
 def use_own_kernels(module: nn.Module, on: bool = True) -> None:
-    """Switch a network's blurs, attention and 7×7 convolutions between these kernels and the framework's operators.
+    """Switch a network's blurs, norms, attention and 7×7 convolutions: these kernels, or the framework's operators.
 
     They are on from the start, where there are any. Convolutions by Winograd's way have a switch of their own,
     `fastsketch.nn.convolution.use_winograd`: their rounding is larger than the framework's.

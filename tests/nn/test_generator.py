@@ -14,6 +14,7 @@ from fastsketch.nn import (
     PerceptualLoss,
     ResnetGenerator,
 )
+from fastsketch.nn.instance_norm import InstanceNorm
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_discriminator_sees_70_pixels():
     torch.manual_seed(0)
     judge = PatchDiscriminator(1, 4).double()
     # Instance norm sees everything: the receptive field is that of the convolutions alone.
-    judge.model = torch.nn.Sequential(*[m for m in judge.model if not isinstance(m, torch.nn.GroupNorm)])
+    judge.model = torch.nn.Sequential(*[m for m in judge.model if not isinstance(m, InstanceNorm)])
     image = torch.rand(1, 1, 128, 128, dtype=torch.float64, requires_grad=True)
     scores = judge(image)
     # Antialiased as CUT's: the blur widens pix2pix's 70 pixels.

@@ -15,17 +15,19 @@ from torch.optim import Adam
 from fastsketch.bench.baselines import cut
 from fastsketch.nn import LeastSquaresGANLoss
 from fastsketch.nn.convolution import use_winograd
+from fastsketch.nn.instance_norm import InstanceNorm
 from fastsketch.nn.own_kernels import use_own_kernels
 from fastsketch.training.translator import Translator
 
 
 def with_instance_norm(network: nn.Module) -> nn.Module:
-    """A copy whose channel-wise group norms are `nn.InstanceNorm2d`, the same function, as in CUT."""
+    """A copy with `nn.InstanceNorm2d` and a ReLU for each norm of ours, the same function, as in CUT."""
     network = copy.deepcopy(network)
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.GroupNorm) and child.num_groups == child.num_channels:
-                setattr(module, name, nn.InstanceNorm2d(child.num_channels))
+            if isinstance(child, InstanceNorm):
+                relu = nn.Identity() if child.slope == 1 else nn.LeakyReLU(child.slope) if child.slope else nn.ReLU()
+                setattr(module, name, nn.Sequential(nn.InstanceNorm2d(child.channels), relu))
     return network
 
 
@@ -49,7 +51,7 @@ class CutStep:
         for network in (self.generator, self.discriminator, self.perceptual):
             if network is not None:
                 use_winograd(network, False)  # CUT's convolutions are the framework's
-                use_own_kernels(network, False)  # and so are blurs and attention
+                use_own_kernels(network, False)  # and so is the rest
         networks = self.generator, self.mlps, self.discriminator
         self.optimizers = [Adam(network.parameters(), config.lr, config.betas) for network in networks]
 

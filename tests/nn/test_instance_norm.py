@@ -1,0 +1,119 @@
+"""Instance norm and ReLU in one kernel, against the framework's operators."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastsketch._backend import use_backend
+from fastsketch.nn import PatchDiscriminator, ResnetGenerator
+from fastsketch.nn.instance_norm import InstanceNorm
+from fastsketch.nn.own_kernels import use_own_kernels
+
+SLOPES = [0.0, 0.2, 1.0]
+
+
+def _run(function, x, arriving):
+    x = x.detach().requires_grad_()
+    out = function(x)
+    return out.detach(), torch.autograd.grad(out, x, arriving)[0]
+
+
+def _formula(x, slope, eps=1e-5):
+    z = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), correction=0, keepdim=True) + eps).sqrt()
+    return torch.where(z > 0, z, slope * z)
+
+
+@pytest.mark.parametrize("slope", SLOPES)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (2, 3, 1, 7), (3, 2, 5, 5), (1, 5, 16, 33), (2, 2, 120, 131)], ids=str)
+def test_value_and_gradient_in_float64(shape, slope):
+    x, arriving = torch.randn(2, *shape, dtype=torch.float64)
+    x = 3 * x + 5
+    layer = InstanceNorm(shape[1], slope)
+    want = _run(lambda x: _formula(x, slope), x, arriving)
+    for one, other in zip(_run(layer, x, arriving), want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+    layer.own_kernel = False
+    for one, other in zip(_run(layer, x, arriving), want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+def test_gradient_by_finite_differences():
+    x = torch.randn(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(InstanceNorm(2, 0.2), x)
+
+
+def test_a_mean_far_from_zero_costs_no_digits():
+    x, arriving = torch.randn(2, 1, 4, 200, 200)
+    x = x + 1000
+    truth = _run(lambda x: _formula(x, 1.0), x.double(), arriving.double())
+    for got, want in zip(_run(InstanceNorm(4, 1.0), x, arriving), truth, strict=True):
+        assert (got - want).abs().max() < 2e-4  # a unit in the last place of 1000 is 6e-5
+
+    layer = InstanceNorm(4, 1.0)
+    layer.own_kernel = False
+    framework = _run(layer, x, arriving)
+    for got, other, want in zip(_run(InstanceNorm(4, 1.0), x, arriving), framework, truth, strict=True):
+        assert (got - want).square().mean() <= 1.5**2 * (other - want).square().mean() + 1e-16
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("slope", SLOPES)
+def test_half_precision_is_rounded_once(dtype, slope):
+    x, arriving = torch.randn(2, 2, 3, 30, 37).to(dtype)
+    truth = _run(lambda x: _formula(x, slope), x.double(), arriving.double())
+    for got, want in zip(_run(InstanceNorm(3, slope), x, arriving), truth, strict=True):
+        assert got.dtype == dtype
+        assert ((got.double() - want).abs() <= 0.51 * torch.finfo(dtype).eps * want.abs() + 1e-5).all()
+
+
+def test_broken_values_stay_visible_in_their_own_map():
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2, 3, 20, 20).to(dtype)
+        x[0, 1, 3, 4] = float("nan")
+        x[1, 2, 0, 0] = float("inf")
+        bad = InstanceNorm(3, 0.0)(x).isnan().all(3).all(2)
+        assert bad.tolist() == [[False, True, False], [False, False, True]]
+
+
+def test_any_strides_and_constant_maps():
+    layer, x = InstanceNorm(4, 0.0), torch.randn(2, 8, 12, 10).to(memory_format=torch.channels_last)[:, ::2, 1:]
+    arriving = torch.randn(1, 1, 1, 1).expand(x.shape)
+    want = _run(layer, x.contiguous(), arriving.contiguous())
+    for one, other in zip(_run(layer, x, arriving), want, strict=True):
+        assert torch.equal(one, other)
+    out, gradient = _run(layer, torch.full((1, 4, 6, 6), 7.0), torch.randn(1, 4, 6, 6))
+    assert not out.any() and not gradient.any()
+    assert layer(torch.zeros(0, 4, 6, 6)).shape == (0, 4, 6, 6)
+
+
+def test_networks_are_the_same_functions_either_way():
+    torch.manual_seed(0)
+    generator, judge = ResnetGenerator(3, 1, 8, 5).double(), PatchDiscriminator(1, 8).double()
+    image, mask = torch.rand(2, 3, 36, 52, dtype=torch.float64), torch.ones(2, 1, 36, 52, dtype=torch.float64)
+    parameters = [*generator.parameters(), *judge.parameters()]
+
+    def run():
+        out = judge(generator(image, mask)).square().sum()
+        return out.detach(), *torch.autograd.grad(out, parameters)
+
+    got = run()
+    with use_backend("reference"):
+        want = run()
+    for network in (generator, judge):
+        use_own_kernels(network, False)
+    for one, other, same in zip(got, want, run(), strict=True):
+        assert torch.equal(other, same)
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_under_autocast_the_dtype_is_kept():
+    x = torch.randn(1, 2, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert InstanceNorm(2, 0.0)(x.to(dtype)).dtype == F.group_norm(x.to(dtype), 2).dtype == dtype
+
+
+def test_a_wrong_shape_is_named():
+    for shape in ((1, 3, 4, 4), (1, 2, 4), (3, 2, 1, 1)):
+        with pytest.raises(ValueError, match=r"x must be \[B, 2, H, W\]"):
+            InstanceNorm(2)(torch.zeros(shape))
