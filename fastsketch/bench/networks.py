@@ -1,4 +1,4 @@
-"""The measured cases of what the networks compute on a CPU, forward and backward: convolutions, blurs, norms, attention."""
+"""The measured cases of what networks compute on a CPU, forward and backward: convolutions, blurs, norms, attention."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
