@@ -234,7 +234,7 @@ def transport_plan_gradient(
 
 def convolve(
     x: Tensor,  # [B, Cin, H, W] float32 or float64
-    kernel: Tensor,  # [Cout, Cin, K, K], K 3 or 4
+    kernel: Tensor,  # [Cout, Cin, K, K], K 3, 4 or 7
     bias: Tensor | None,  # [Cout]
     padding: int,
     reflect: bool,

@@ -64,8 +64,9 @@ std::tuple<Tensor, Tensor, Tensor> attend_backward_cpu(
   check_type(grad_output, "grad_output", query.scalar_type());
   check_type(output, "output", query.scalar_type());
   check_type(lse, "lse", query.scalar_type());
-  const Tensor grad_query = torch::stable::empty_like(query), grad_key = torch::stable::empty_like(key);
-  const Tensor grad_value = torch::stable::empty_like(value);
+  Tensor grad_query = torch::stable::empty_like(query), grad_key = torch::stable::empty_like(key);
+  Tensor grad_value = torch::stable::empty_like(value);
+  if (p.queries == 0) return {grad_query, torch::stable::zero_(grad_key), torch::stable::zero_(grad_value)};
   if (in_double)
     kernels().attend_backward_f64(
         p, inputs<double>(query, key, value),

@@ -10,6 +10,7 @@ namespace {
 ConvShape checked(const ConvShape& s) {
   STD_TORCH_CHECK(s.size == 3 || s.size == 4 || s.size == 7, "kernel must be 3x3, 4x4 or 7x7, got a side of ", s.size);
   STD_TORCH_CHECK(s.padding >= 0 && s.padding <= 3, "padding must be 0 to 3, got ", s.padding);
+  STD_TORCH_CHECK(s.channels > 0 && s.filters > 0, "kernel must have filters and channels");
   STD_TORCH_CHECK(s.out_height() > 0 && s.out_width() > 0, "input is smaller than the kernel");
   STD_TORCH_CHECK(
       !s.reflect || (s.height > s.padding && s.width > s.padding), "input is too small to be reflected by ", s.padding);
@@ -85,7 +86,7 @@ Tensor convolve_kernel_gradient_cpu(Tensor input, Tensor grad_output, int64_t si
   check_shape(grad_output, "grad_output", {s.images, s.filters, s.out_height(), s.out_width()});
   check_type(grad_output, "grad_output", input.scalar_type());
   Tensor grad = torch::stable::new_empty(input, std::vector<int64_t>{s.filters, s.channels, size, size});
-  if (grad_output.numel() == 0 || s.channels == 0) return torch::stable::zero_(grad);
+  if (grad_output.numel() == 0) return torch::stable::zero_(grad);
   if (in_double)
     gradient<double>(s, input, grad_output, grad, kernels().convolve_kernel_gradient_f64);
   else

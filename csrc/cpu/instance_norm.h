@@ -38,7 +38,8 @@ void normalize_map(const E* x, int64_t count, T slope, T eps, E* y, T* mean, T* 
     const auto d = at(i, kind) - m;
     return d * d;
   });
-  const T r = *scale = T(1) / T(std::sqrt(squares / double(count) + double(eps)));
+  const T deviation = T(std::sqrt(squares / double(count) + double(eps)));
+  const T r = *scale = std::isfinite(deviation) ? T(1) / deviation : std::numeric_limits<T>::quiet_NaN();
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) {
     const Vec<T> z = (load_values<T>(x + i) - m) * r;
@@ -53,14 +54,14 @@ void normalize_map(const E* x, int64_t count, T slope, T eps, E* y, T* mean, T* 
 template <typename T, typename E>
 void normalize_map_gradient(const E* grad, const E* x, int64_t count, T slope, T mean, T scale, E* grad_x) {
   constexpr int64_t lanes = Lanes<T>::count;
-  // z, and the gradient to it, from i on.
+  // z, and the gradient to it, from i on. Behind a ReLU a gradient that is not finite does not pass either.
   const auto at = [&](int64_t i, auto kind) {
     if constexpr (std::is_same_v<decltype(kind), T>) {
       const T z = (T(x[i]) - mean) * scale, g = T(grad[i]);
-      return std::pair(z, z > T(0) ? g : g * slope);
+      return std::pair(z, z > T(0) ? g : slope == T(0) ? T(0) : g * slope);
     } else {
       const Vec<T> z = (load_values<T>(x + i) - mean) * scale, g = load_values<T>(grad + i);
-      return std::pair(z, Vec<T>(z > T(0) ? g : g * slope));
+      return std::pair(z, Vec<T>(z > T(0) ? g : slope == T(0) ? Vec<T>{} : g * slope));
     }
   };
   const T sum = T(sum_terms<T>(count, [&](int64_t i, auto kind) { return at(i, kind).second; }) / double(count));

@@ -55,7 +55,7 @@ void transform_kernels(const T* taps, int64_t depth, int point, T* panel) {
     weighted_sum<T, TAPS<K>>(from, weight, count, panel);
 }
 
-// A row of tiles carried back: products [POINTS, tiles, panel] from tile `at` on -> four rows of a panel of filters, from
+// A row of tiles carried back: products [POINTS, tiles, panel] from tile `at` on -> TILE<K> rows of a panel of filters, from
 // `filter` on. `rows` has room for them.
 template <int K, typename T>
 void transform_outputs(

@@ -47,7 +47,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, own_kernel: bool = True) -
         [B, C, N], of the inputs' dtype.
 
     Raises:
-        ValueError: shapes that do not belong together.
+        ValueError: shapes that do not belong together, or dtypes.
     """
     shapes = [tuple(x.shape) for x in (query, key, value)]
     if (
@@ -56,7 +56,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, own_kernel: bool = True) -
         or (value.shape[::2] != key.shape[::2])
     ):
         raise ValueError(f"query, key and value must be [B, d, N], [B, d, M] and [B, C, M], got {shapes}")
-    if own_kernel and kernel("attend_forward", query.device) is not None and nothing_looks_on(query, key, value):
+    if not query.dtype == key.dtype == value.dtype:
+        raise ValueError(f"query, key and value must be of one dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
+    plain = own_kernel and nothing_looks_on(query, key, value) and key.numel() > 0
+    if plain and kernel("attend_forward", query.device) is not None:
         wide = torch.float64 if query.dtype == torch.float64 else torch.float32
         return _Attend.apply(*(x.to(wide) for x in (query, key, value))).to(query.dtype)
     query, key, value = query.mT, key.mT, value.mT

@@ -46,7 +46,7 @@ class _Blur(nn.Module):
 
     def __init__(self, channels: int, values: Sequence[float], gain: float) -> None:
         super().__init__()
-        row = torch.tensor(values)
+        row = torch.tensor(values, device="cpu")  # also where another device is the default
         square = row[:, None] * row[None, :]
         self._values = gain * square / square.sum()
         self.register_buffer("filt", self._values.repeat(channels, 1, 1, 1))
@@ -54,18 +54,19 @@ class _Blur(nn.Module):
 
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors) -> None:
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
-        if not torch.equal(self.filt.cpu().float(), self._values.expand(self.filt.shape)):
+        if nothing_looks_on(self.filt) and not torch.equal(self.filt.cpu().float(), self._values.expand_as(self.filt)):
             errors.append(f"{prefix}filt must be the binomial kernel {self._values.tolist()}")
 
     def _takes_kernel(self, x: Tensor) -> bool:
-        plain = (
-            self.own_kernel and x.dim() == 4 and x.is_floating_point() and min(x.shape[2:]) >= 2 and nothing_looks_on(x)
-        )
-        return plain and kernel("blur_downsample", x.device) is not None
+        plain = self.own_kernel and nothing_looks_on(x) and x.dim() == 4 and x.is_floating_point()
+        return plain and min(x.shape[2:]) >= 2 and kernel("blur_downsample", x.device) is not None
 
 
 class BlurDownsample(_Blur):
     """Halve a map behind a 3×3 binomial blur, with reflected borders [L: CUT].
+
+    By its own kernel (`fastsketch.nn.own_kernels` switches) it keeps the map's dtype, under autocast too, and is
+    differentiable once.
 
     Args:
         channels: C of the map.
@@ -82,7 +83,7 @@ class BlurDownsample(_Blur):
 
 
 class BlurUpsample(_Blur):
-    """Double a map with a 4×4 binomial interpolation, borders repeated [L: CUT].
+    """Double a map with a 4×4 binomial interpolation, borders repeated [L: CUT]; else as `BlurDownsample`.
 
     Args:
         channels: C of the map.

@@ -90,7 +90,7 @@ def convolve(
         raise ValueError(f"x must be [B, Cin, H, W] with sides of at least {least}, got {list(x.shape)}")
     if tuple(weight.shape[1:]) != (x.shape[1], size, size):
         raise ValueError(f"weight must be [Cout, {x.shape[1]}, {size}, {size}], got {list(weight.shape)}")
-    if kernel("convolve", x.device) is None or not nothing_looks_on(x, weight, bias):
+    if not nothing_looks_on(x, weight, bias) or weight.numel() == 0 or kernel("convolve", x.device) is None:
         x = nn.functional.pad(x, (padding,) * 4, mode="reflect") if reflect else x
         return nn.functional.conv2d(x, weight, bias, padding=0 if reflect else padding)
     return _Convolve.apply(x, weight, bias, padding, reflect)
@@ -117,10 +117,12 @@ class WinogradConv2d(nn.Conv2d):
 
         Under autocast on a CPU the tiles are float32 all the same, and the result is of autocast's dtype.
         """
+        if not self.winograd or not nothing_looks_on(x, self.weight, self.bias):
+            return super().forward(x)
         tile = 7 - self.kernel_size[0]
         tiles = x.shape[0] * (x.shape[2] // tile) * (x.shape[3] // tile)
         cast = torch.is_autocast_enabled("cpu") and self.weight.dtype == torch.float32  # float64 is left alone by it
-        if not self.winograd or tiles < FEWEST or (x.dtype != self.weight.dtype and not cast):
+        if tiles < FEWEST or (x.dtype != self.weight.dtype and not cast):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             x = x.float() if cast else x
@@ -130,6 +132,8 @@ class WinogradConv2d(nn.Conv2d):
 
 class DirectConv2d(nn.Conv2d):
     """A 7×7 convolution of stride 1 with few channels in or out; parameters and names are `nn.Conv2d`'s.
+
+    By its own kernel it is differentiable once (`fastsketch.nn.own_kernels` switches).
 
     Args:
         in_channels, out_channels: as `nn.Conv2d`.
@@ -144,7 +148,8 @@ class DirectConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """[B, Cin, H, W] to [B, Cout, H + 2 padding − 6, W + 2 padding − 6]; under autocast it is the framework's."""
         plain = x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64)
-        if not self.own_kernel or not plain or torch.is_autocast_enabled("cpu"):
+        plain = plain and not torch.is_autocast_enabled("cpu") and nothing_looks_on(x, self.weight, self.bias)
+        if not self.own_kernel or not plain:
             return super().forward(x)
         return convolve(x, self.weight, self.bias, self.padding[0], self.padding_mode)
 

@@ -67,6 +67,8 @@ class ResnetGenerator(nn.Module):
         attention: put `DualAttention` behind the last tapped layer.
         tap_layers: ascending layer numbers to take patches from. Layer 0 is the padded picture, without its mask; a
             norm's number stands for the map behind its ReLU.
+
+    On a CPU it is differentiable once, unless `fastsketch.nn.own_kernels.use_own_kernels(self, False)`.
     """
 
     def __init__(

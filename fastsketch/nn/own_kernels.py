@@ -10,13 +10,17 @@ from fastsketch import _backend
 
 def kernel(name: str, device: torch.device) -> Callable | None:
     """The C++ kernel of this name, where it is built and in use on `device`; else None."""
+    forced = _backend.forced_backend()
+    if forced is not None and forced not in (*_backend.PREFERENCE.get(device.type, ()), "reference"):
+        return None  # asked for on another kind of device
     return _backend.optional_kernel(name, "gather_patches_forward", device)
 
 
 def use_own_kernels(module: nn.Module, on: bool = True) -> None:
     """Switch a network's blurs, norms, attention and 7×7 convolutions: these kernels, or the framework's operators.
 
-    They are on from the start, where there are any. Convolutions by Winograd's way have a switch of their own,
+    They are on from the start, where there are any, and can be differentiated once: a gradient penalty, say, wants them
+    off. Convolutions by Winograd's way have a switch of their own,
     `fastsketch.nn.convolution.use_winograd`: their rounding is larger than the framework's.
     """
     for layer in module.modules():

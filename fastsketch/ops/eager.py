@@ -34,4 +34,5 @@ def is_transformed() -> bool:
 
 def nothing_looks_on(*tensors: Tensor | None) -> bool:
     """Whether only autograd, which the caller sees to, could want to know of a call with these arguments."""
-    return not torch.compiler.is_compiling() and are_plain(tensors) and not is_transformed()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not traced and are_plain(tensors) and not is_transformed()

@@ -59,7 +59,7 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str)
             if n in got and got[n].shape != expected[n].shape
         ]
         parts = [f"missing {name}" for name in missing[:1]] + [f"surplus {name}" for name in surplus[:1]] + shapes[:1]
-        raise FastsketchError(f"{source}: weights of another architecture ({'; '.join(parts)})") from error
+        raise FastsketchError(f"{source}: weights of another architecture ({'; '.join(parts) or error})") from error
 
 
 ARCHITECTURE = ("in_channels", "out_channels", "width", "blocks", "mask_channel", "attention")
