@@ -10,7 +10,6 @@ from torch import Tensor
 from fastsketch import reference
 from fastsketch.triton import configs, launch
 from fastsketch.triton.attention_kernels import backward_kernel, columns_kernel, rows_kernel
-from fastsketch.triton.tiles import LOG2_E
 
 
 def attention_statistics_forward(
@@ -27,7 +26,7 @@ def attention_statistics_forward(
     entropy, lse = (query.new_empty(batch, queries, dtype=configs.ACCUMULATION) for _ in range(2))
     received = key.new_empty(batch, keys, dtype=configs.ACCUMULATION)
     tiles = configs.attention_forward_tiles(query)
-    rest = (queries, keys, width, scale * LOG2_E, *query.stride(), *key.stride())
+    rest = (queries, keys, width, scale, *query.stride(), *key.stride())
     constants = configs.first_dot(query.dtype)
     arguments = (query, key, entropy, lse, *rest)
     launch.run(rows_kernel, tiles, lambda tile: batch * triton.cdiv(queries, tile.rows), arguments, constants)
@@ -73,7 +72,6 @@ def attention_statistics_backward(
                 y.shape[1],
                 width,
                 scale,
-                scale * LOG2_E,
                 *x.stride(),
                 *y.stride(),
                 *grad_received.stride(),

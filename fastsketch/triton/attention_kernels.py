@@ -1,11 +1,16 @@
-"""The kernels of fastsketch.triton.attention, which says how they work."""
+"""The kernels of fastsketch.triton.attention, which says how they work.
+
+Logits stay in natural units and are multiplied by log2(e) inside exponentials, behind their difference from a maximum
+or log-sum-exp: that is exactly 0 for a row's one certain key, however large its logit. In units of log 2 the
+log-sum-exp would be rounded on its way out, and again on its way in.
+"""
 
 import triton
 import triton.language as tl
 
-from fastsketch.triton.tiles import LN_2, dot, load_rows, products, row_pointers
+from fastsketch.triton.tiles import LOG2_E, dot, load_rows, products, row_pointers
 
-_LN_2 = tl.constexpr(LN_2)
+_LOG2_E = tl.constexpr(LOG2_E)
 
 
 @triton.jit
@@ -17,7 +22,7 @@ def rows_kernel(
     queries,
     keys,
     width,
-    factor,  # scale·log2(e): logits are kept in units of log 2
+    scale,
     query_stride_b,
     query_stride_s,
     query_stride_d,
@@ -63,18 +68,19 @@ def rows_kernel(
             PRECISION,
             WIDE,
         )
-        logits = tl.where(inside[None, :], logits * factor, float("-inf"))
+        logits = tl.where(inside[None, :], logits * scale, float("-inf"))
         larger = tl.maximum(maximum, tl.max(logits, 1))
         fall = tl.where(total > 0, maximum - larger, 0.0)  # the first block has no maximum before it
         shifted = tl.where(inside[None, :], logits - larger[:, None], 0.0)
-        e = tl.where(inside[None, :], tl.exp2(shifted), 0.0)
-        moment = (moment + fall * total) * tl.exp2(fall) + tl.sum(e * shifted, 1)
-        total = total * tl.exp2(fall) + tl.sum(e, 1)
+        e = tl.where(inside[None, :], tl.exp2(shifted * _LOG2_E), 0.0)
+        shrink = tl.exp2(fall * _LOG2_E)
+        moment = (moment + fall * total) * shrink + tl.sum(e * shifted, 1)
+        total = total * shrink + tl.sum(e, 1)
         maximum = larger
 
     out = image * queries + rows
-    tl.store(entropy + out, (tl.log2(total) - moment / total) * _LN_2, mask=valid)
-    tl.store(lse + out, (maximum + tl.log2(total)) * _LN_2, mask=valid)
+    tl.store(entropy + out, tl.log(total) - moment / total, mask=valid)
+    tl.store(lse + out, maximum + tl.log(total), mask=valid)
 
 
 @triton.jit
@@ -86,7 +92,7 @@ def columns_kernel(
     queries,
     keys,
     width,
-    factor,
+    scale,
     query_stride_b,
     query_stride_s,
     query_stride_d,
@@ -130,8 +136,9 @@ def columns_kernel(
             PRECISION,
             WIDE,
         )
-        column_lse = tl.load(lse + columns, mask=inside, other=0.0) / _LN_2
-        a = tl.exp2(tl.where(inside[None, :], logits * factor - column_lse[None, :], float("-inf")))
+        column_lse = tl.load(lse + columns, mask=inside, other=0.0)
+        logits = tl.where(inside[None, :], logits * scale, float("-inf"))
+        a = tl.exp2((logits - column_lse[None, :]) * _LOG2_E)
         total += tl.sum(a, 1)
     tl.store(received + image * keys + rows, total / queries, mask=valid)
 
@@ -150,7 +157,6 @@ def backward_kernel(
     y_count,
     width,
     scale,
-    factor,
     x_stride_b,
     x_stride_s,
     x_stride_d,
@@ -192,7 +198,7 @@ def backward_kernel(
     x_tile = load_rows(x_rows, valid, tl.arange(0, BLOCK_K), width, x_stride_d)
     out_columns = part * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     if OF_QUERY:
-        row_lse = tl.load(lse + rows, mask=valid, other=0.0) / _LN_2
+        row_lse = tl.load(lse + rows, mask=valid, other=0.0)
         row_entropy = tl.load(entropy + rows, mask=valid, other=0.0)
         row_grad = tl.load(row_pointers(grad_entropy, rows, entropy_stride_s), mask=valid, other=0.0).to(tl.float32)
         mean = tl.zeros([BLOCK_M], tl.float32)
@@ -217,7 +223,8 @@ def backward_kernel(
             )
             pointers = row_pointers(grad_received, columns, received_stride_s)
             share = tl.load(pointers, mask=inside, other=0.0).to(tl.float32) / queries
-            a = tl.exp2(tl.where(inside[None, :], logits * factor - row_lse[:, None], float("-inf")))
+            logits = tl.where(inside[None, :], logits * scale, float("-inf"))
+            a = tl.exp2((logits - row_lse[:, None]) * _LOG2_E)
             mean += tl.sum(a * share[None, :], 1)
         tl.store(row_mean + rows, mean, mask=valid & (part == 0))
     else:
@@ -247,18 +254,18 @@ def backward_kernel(
         if OF_QUERY:
             pointers = row_pointers(grad_received, columns, received_stride_s)
             share = tl.load(pointers, mask=inside, other=0.0).to(tl.float32) / queries
-            log_a = tl.where(inside[None, :], logits * factor - row_lse[:, None], 0.0)
-            through = (log_a * _LN_2 + row_entropy[:, None]) * row_grad[:, None]
-            weights = tl.exp2(log_a) * ((share[None, :] - mean[:, None]) - through)
+            log_a = tl.where(inside[None, :], logits * scale, row_lse[:, None]) - row_lse[:, None]
+            through = (log_a + row_entropy[:, None]) * row_grad[:, None]
+            weights = tl.exp2(log_a * _LOG2_E) * ((share[None, :] - mean[:, None]) - through)
         else:
-            column_lse = tl.load(lse + columns, mask=inside, other=0.0) / _LN_2
+            column_lse = tl.load(lse + columns, mask=inside, other=0.0)
             column_entropy = tl.load(entropy + columns, mask=inside, other=0.0)
             column_mean = tl.load(row_mean + columns, mask=inside, other=0.0)
             pointers = row_pointers(grad_entropy, columns, entropy_stride_s)
             column_grad = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
-            log_a = tl.where(inside[None, :], logits * factor - column_lse[None, :], 0.0)
-            through = (log_a * _LN_2 + column_entropy[None, :]) * column_grad[None, :]
-            weights = tl.exp2(log_a) * ((row_share[:, None] - column_mean[None, :]) - through)
+            log_a = tl.where(inside[None, :], logits * scale, column_lse[None, :]) - column_lse[None, :]
+            through = (log_a + column_entropy[None, :]) * column_grad[None, :]
+            weights = tl.exp2(log_a * _LOG2_E) * ((row_share[:, None] - column_mean[None, :]) - through)
         weights = tl.where(inside[None, :], weights, 0.0)
         if not RESIDENT or BLOCK_OUT != BLOCK_K:
             y_tile = load_rows(y_rows, inside, out_columns, width, y_stride_d)
