@@ -36,9 +36,14 @@ def segment_regions(structure_map: Tensor, num_regions: int = 4, mask: Tensor | 
         if mask.dim() != 4 or mask.shape[:2] != (structure_map.shape[0], 1):
             raise ValueError(f"mask must be [{structure_map.shape[0]}, 1, H, W], got {list(mask.shape)}")
         background = F.adaptive_avg_pool2d(mask.float(), structure_map.shape[1:]).flatten(1) < 0.5
-    cuts = torch.arange(1, num_regions - 1, device=values.device) / (num_regions - 1)
-    bounds = values.masked_fill(background, torch.nan).nanquantile(cuts, dim=1)  # [R-2, B]
-    region = 1 + (values > bounds[..., None]).sum(0)
+    # Linear quantiles, ranks in whole numbers: torch.nanquantile rounds them, and in torch 2.11 waits for the device.
+    ascending, parts = values.masked_fill(background, torch.inf).sort(dim=1).values, num_regions - 1
+    last = (~background).sum(1, keepdim=True).sub(1).clamp(min=0)
+    ranks = last * torch.arange(1, parts, device=values.device)  # [B, R-2]
+    below, rest = ranks // parts, ranks % parts
+    low, high = (ascending.gather(1, rank) for rank in (below, below + (rest > 0)))
+    bounds = low.lerp(high, rest / parts)
+    region = 1 + (values[:, None] > bounds[..., None]).sum(1)
     return region.masked_fill(background, 0).view(structure_map.shape)
 
 

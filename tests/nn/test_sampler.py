@@ -21,6 +21,29 @@ def test_regions_are_quantiles_of_the_foreground():
             assert structure[b][region[b] == low].max() <= structure[b][region[b] == high].min()
 
 
+@pytest.mark.parametrize("num_regions", [3, 4, 8, 11, 22])
+def test_a_position_at_a_quantile_belongs_below_it(num_regions):
+    """Values 0 to 10 (R - 1): the cuts are 10, 20, ... themselves."""
+    parts = num_regions - 1
+    structure = torch.randperm(10 * parts + 1).float().view(1, 1, -1)
+    region = segment_regions(structure, num_regions)
+    want = 1 + (structure.long() - 1).clamp(min=0) // 10
+    assert torch.equal(region, want)
+
+
+@pytest.mark.parametrize("num_regions", [3, 5, 12])
+def test_regions_are_those_of_nanquantile_elsewhere(num_regions):
+    structure, mask = torch.rand(6, 17, 23), (torch.rand(6, 1, 17, 23) > 0.3).float()
+    background = mask.flatten(1) < 0.5
+    values = structure.flatten(1).double().masked_fill(background, torch.nan)
+    cuts = torch.arange(1, num_regions - 1, dtype=torch.float64) / (num_regions - 1)
+    want = 1 + (values > values.nanquantile(cuts, dim=1)[..., None]).sum(0)
+    got = segment_regions(structure, num_regions, mask).flatten(1)
+    last, ranks = (~background).sum(1) - 1, torch.arange(1, num_regions - 1)
+    exact = (last[:, None] * ranks) % (num_regions - 1) == 0  # there nanquantile depends on rounding
+    assert ((got != want.masked_fill(background, 0)).sum(1) <= exact.sum(1)).all()
+
+
 def test_regions_without_mask_or_foreground():
     structure = torch.rand(1, 6, 6)
     assert segment_regions(structure, 3).min() == 1
