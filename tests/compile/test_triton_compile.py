@@ -30,6 +30,9 @@ TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "compile.csv"
 ASYNCHRONOUS = {90: "wgmma.mma_async", 100: "tcgen05.mma"}
 """The tensor-core instructions of these chips for blocks of 64 rows or more; elsewhere mma.sync."""
 
+STACK = dict.fromkeys((80, 100, 120), 16) if triton.__version__.startswith("3.6.") else {}
+"""Bytes a thread allowed on these chips: Triton 3.6 uses 8 or 16 in a few tiles; later ones, and 3.6 on sm_90, none."""
+
 
 @pytest.fixture(scope="module")
 def compiled():
@@ -46,7 +49,7 @@ def table() -> list[dict[str, str]]:
 
 def check(made: Launch, used: Usage, capability: int) -> None:
     where = f"{made.name} {made.constants} {made.tile} on sm_{capability}: {used}"
-    assert used.stack == 0, where
+    assert used.stack <= STACK.get(capability, 0), where
     assert used.shared <= configs.SHARED_MEMORY[capability], where
     assert used.registers * made.tile.warps * 32 <= 65536, where  # what a multiprocessor has
     if made.dots in (None, "ieee"):
