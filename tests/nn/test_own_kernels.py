@@ -40,6 +40,26 @@ def _close(one, other):
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+def test_networks_are_the_same_functions_either_way():
+    torch.manual_seed(0)
+    generator, judge = ResnetGenerator(3, 1, 8, 5).double(), PatchDiscriminator(1, 8).double()
+    image, mask = torch.rand(2, 3, 36, 52, dtype=torch.float64), torch.ones(2, 1, 36, 52, dtype=torch.float64)
+    parameters = [*generator.parameters(), *judge.parameters()]
+
+    def run():
+        out = judge(generator(image, mask)).square().sum()
+        return out.detach(), *torch.autograd.grad(out, parameters)
+
+    got = run()
+    with _backend.use_backend("reference"):
+        want = run()
+    for network in (generator, judge):
+        use_own_kernels(network, False)
+    for one, other, same in zip(got, want, run(), strict=True):
+        assert torch.equal(other, same)
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
 def test_compiles_to_one_graph(drawing):
     image = torch.rand(SIZE)
     _close(torch.compile(drawing, fullgraph=True, backend="eager")(image), drawing(image))
