@@ -70,7 +70,8 @@ if [ "$GPU" = 1 ]; then
     # Compiling one kernel after the other takes too long: several processes, where pytest-xdist is there.
     workers() { "$PYTHON" -c 'import xdist' 2>/dev/null && echo "-n $1"; }
     step build 200 env FASTSKETCH_CUDA=1 TORCH_CUDA_ARCH_LIST="$ARCH" MAX_JOBS="$(nproc)" "$PYTHON" setup.py build_ext --inplace
-    step info 90 "$PYTHON" -c 'from fastsketch.info import report; print(report())'
+    step check 120 "$PYTHON" -m fastsketch check-gpu
+    step info 90 "$PYTHON" -m fastsketch info
     # Side by side: most of their time goes into compiling kernels on the CPU, and nothing in them is timed.
     step tests_triton 150 "${TESTS[@]}" $(workers 6) -m gpu tests/gpu/test_triton_kernels.py &
     step tests_sampling 150 "${TESTS[@]}" -m gpu tests/gpu/test_sampling_cuda.py &
@@ -83,7 +84,7 @@ if [ "$GPU" = 1 ]; then
     fi
     QUICK=() ROUNDS=15 SIZE=()
 else
-    step info 60 "$PYTHON" -c 'from fastsketch.info import report; print(report())'
+    step info 60 "$PYTHON" -m fastsketch info
     step tests_triton 60 "${TESTS[@]}" -m gpu tests/gpu # skipped, every one: they must at least be collected
     QUICK=(--quick) ROUNDS=2
     SIZE=(--image-size 64 --crop-size 64 --width 8 --discriminator-width 8 --projection-dim 32 --num-patches 16)
@@ -99,17 +100,15 @@ if [ "$GPU" = 1 ]; then
 else
     STEP=(--sizes 32 --rounds 1 --no-memory)
 fi
-# With the GPU kernels, whether or not they count as proven yet.
-PROVEN="import sys; from fastsketch import _backend; from fastsketch.cli import main
-_backend.UNPROVEN.clear(); sys.exit(main())"
-step steps $STEPS "$PYTHON" -c "$PROVEN" bench step "${STEP[@]}" --save "$OUT"
+export FASTSKETCH_GPU_CHECK=0 # the GPU kernels, whatever their trial said
+step steps $STEPS "$PYTHON" -m fastsketch bench step "${STEP[@]}" --save "$OUT"
 step benchmarks $((BUDGET - SECONDS - TRAINING - 3 * GRACE)) \
     "$PYTHON" -m benchmarks.gpu --out "$OUT" "${QUICK[@]}" --rounds $ROUNDS
 
 if [ -n "$WEIGHTS" ]; then PERCEPTUAL=(--weights-dir "$WEIGHTS"); else PERCEPTUAL=(--perceptual-weights random); fi
 # Interrupted after a while, which training answers by saving and 130: as good as the end of the epoch here.
 step train $TRAINING bash -c 'timeout --signal=INT --preserve-status --kill-after=5 "$@"; code=$?; [ $code -eq 130 ] || exit $code' - \
-    $((TRAINING - 15)) "$PYTHON" -c "$PROVEN" train --preset fsscl \
+    $((TRAINING - 15)) "$PYTHON" -m fastsketch train --preset fsscl \
     --data "${DATA:-builtin}" --out "$OUT/run" --epochs 1 --decay-epochs 0 "${PERCEPTUAL[@]}" "${SIZE[@]}"
 
 CODE=$([ -s "$STATUS" ] && echo 1 || echo 0)

@@ -26,10 +26,10 @@ PREFERENCE = {
     "cpu": ("cpp", "reference"),
     "cuda": ("cuda", "triton", "reference"),
 }
-"""What an operator tries, best first, by device type (but see `UNPROVEN`); other devices run the reference."""
+"""What an operator tries, best first, by device type (but see `TRIED_FIRST`); other devices run the reference."""
 
-UNPROVEN = {"cuda", "triton"}
-"""Never chosen unless asked for by name: tested in emulation and by compiling, but not run on a GPU yet."""
+TRIED_FIRST = {"cuda", "triton"}
+"""Chosen for the kernels that passed their trial on this machine's GPU (`fastsketch.trial`), or asked for by name."""
 
 KERNELS = (
     "patch_nce_forward",
@@ -64,6 +64,21 @@ def _why_not(implementation: str, kernel: str) -> str:
     return "" if hasattr(module, kernel) else f"has no {kernel}"
 
 
+def why_not_loaded(implementation: str) -> str:
+    """Why an implementation is not there; empty if it is."""
+    return _load(implementation)[1]
+
+
+def _passed_over(implementation: str, kernel: str) -> str:
+    """Why an implementation that nobody asked for by name does not run a kernel; empty if it does."""
+    reason = _why_not(implementation, kernel)
+    if reason or implementation not in TRIED_FIRST:
+        return reason
+    from fastsketch.trial.verdict import why_not
+
+    return why_not(IMPLEMENTATIONS[implementation], kernel)
+
+
 def forced_backend() -> str | None:
     """The implementation asked for by `use_backend` or FASTSKETCH_BACKEND, if any."""
     name = _forced or os.environ.get("FASTSKETCH_BACKEND") or None
@@ -91,7 +106,7 @@ def _choose(kernel: str, device_type: str, forced: str | None) -> str:
             raise RuntimeError(f"backend {forced!r} was asked for, but {kernel}: {reason}")
         return forced
     for implementation in PREFERENCE.get(device_type, ()):
-        if implementation not in UNPROVEN and not _why_not(implementation, kernel):
+        if not _passed_over(implementation, kernel):
             return implementation
     return "reference"
 
@@ -139,10 +154,7 @@ def explain(device_type: str) -> dict[str, tuple[str, dict[str, str]]]:
         for implementation in PREFERENCE.get(device_type, ()):
             if implementation == used:
                 break
-            reason = _why_not(implementation, name)
-            if not reason and implementation in UNPROVEN:
-                reason = f"has not run on a GPU yet; FASTSKETCH_BACKEND={implementation} tries it"
-            passed_over[implementation] = reason or "not asked for"
+            passed_over[implementation] = _passed_over(implementation, name) or "not asked for"
         result[name] = (used, passed_over)
     return result
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fastsketch import __version__
-from fastsketch.commands import data_folder, demo_app, export, report
+from fastsketch.commands import check_gpu, data_folder, demo_app, export, report
 from fastsketch.errors import FastsketchError
 
 USAGE = """fastsketch: pencil portraits from face photos, by patch-contrastive learning
@@ -22,6 +22,7 @@ USAGE = """fastsketch: pencil portraits from face photos, by patch-contrastive l
   fastsketch export    RUN --onnx FILE         the generator for ONNX Runtime
   fastsketch demo-app  --weights RUN           drop a photo into the browser, see its sketch
   fastsketch bench                             speed and memory on this machine, against the same written otherwise
+  fastsketch check-gpu                         the GPU kernels on this machine's GPU, case by case
   fastsketch info                              versions, devices, operator implementations
 
 fastsketch COMMAND --help lists a command's options."""
@@ -290,6 +291,7 @@ COMMANDS = {
     "export": export.main,
     "demo-app": demo_app.main,
     "bench": _bench,
+    "check-gpu": check_gpu.main,
     "info": _info,
 }
 

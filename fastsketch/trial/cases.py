@@ -1,0 +1,163 @@
+"""What a kernel must get right on a GPU before it is used there: small cases, against the reference in float64.
+
+A case takes the module of an implementation (functions named and called as those of `fastsketch.reference`) and a
+device, and raises AssertionError where a result is wrong. The bounds tell a broken kernel from a working one; how
+precise a working one is, the tests say (`tests/gpu`).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fastsketch import reference
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+BOUND = {torch.float32: 5e-5, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-9}
+"""Error allowed of a gradient, relative to the largest: ten times a good float32 kernel's, two roundings else."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to get right, and the kernels whose work it shows."""
+
+    name: str
+    kernels: tuple[str, ...]
+    check: Callable[[ModuleType, torch.device], None]
+
+
+def _randn(device: torch.device, *shape: int, dtype=torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+
+
+def _below(high: int, device: torch.device, *shape: int) -> Tensor:
+    return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(high)).to(device)
+
+
+def _close(what: str, got: Tensor, want: Tensor, bound: float) -> None:
+    assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, should be {tuple(want.shape)}"
+    assert got.isfinite().all(), f"{what}: not finite"
+    error, size = (got.double() - want).abs().max().item(), want.abs().max().item()
+    assert error <= bound * size, f"{what}: error {error:.3g} of {size:.3g}, allowed {bound:.1g} of it"
+
+
+def _equal(what: str, got: Tensor, want: Tensor) -> None:
+    assert torch.equal(got.to(want.device), want), f"{what}: not the reference's"
+
+
+def patch_nce(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    """The method's own width; ragged; norms computed apart; all kinds of negatives."""
+    shapes = ((2, 256, 256), "image"), ((2, 77, 45), "same_region"), ((1, 1100, 64), "other_regions")
+    for shape, negatives in shapes:
+        query, key = (_randn(device, *shape, dtype=dtype, seed=seed) for seed in (1, 2))
+        region = None if negatives == "image" else _below(4, device, *shape[:2])
+        grad = _randn(device, *shape[:2], seed=3)
+
+        def both(module, q, k, grad, region=region, negatives=negatives):
+            loss, *saved = module.patch_nce_forward(q, k, region, 0.07, negatives, True)
+            grads = module.patch_nce_backward(grad, q, k, region, *saved, 0.07, negatives, True, True, True)
+            return loss, *grads
+
+        results = both(module, query, key, grad), both(reference, query.double(), key.double(), grad.double())
+        bounds = BOUND[torch.float32], BOUND[dtype], BOUND[dtype]
+        names = "loss", "query's gradient", "key's gradient"
+        for what, got, want, bound in zip(names, *results, bounds, strict=True):
+            _close(f"{what}, {list(shape)}, {negatives}", got, want, bound)
+
+
+def attention_statistics(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    """As many keys as queries, and more."""
+    for queries, keys, width in ((1024, 1024, 32), (77, 300, 45)):
+        query = _randn(device, 2, queries, width, dtype=dtype, seed=1)
+        key = _randn(device, 2, keys, width, dtype=dtype, seed=2)
+        grads, scale = (_randn(device, 2, keys, seed=3), _randn(device, 2, queries, seed=4)), width**-0.5
+
+        def both(module, q, k, *grads, scale=scale):
+            received, entropy, lse = module.attention_statistics_forward(q, k, scale)
+            return received, entropy, *module.attention_statistics_backward(*grads, q, k, entropy, lse, scale)
+
+        want = both(reference, query.double(), key.double(), *(g.double() for g in grads))
+        names = "attention received", "entropy", "query's gradient", "key's gradient"
+        bounds = *(BOUND[torch.float32],) * 2, *(2 * BOUND[dtype],) * 2
+        for what, got, exact, bound in zip(names, both(module, query, key, *grads), want, bounds, strict=True):
+            _close(f"{what}, {queries}×{keys}×{width}", got, exact, bound)
+
+
+def gather_and_tap(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    """Both layouts, ragged sizes, positions that stand twice."""
+    index = _below(37 * 41, device, 2, 100)
+    index[0, 50:70] = 7
+    for channels_last in (False, True):
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        features = _randn(device, 2, 130, 37, 41, dtype=dtype).to(memory_format=layout)
+        patches = module.gather_patches_forward(features, index)
+        _equal("patches", patches, reference.gather_patches_forward(features, index))
+        wide = features.double(), patches.double()
+        tapped = module.tap_patches_backward(features, patches, index)
+        _close("gradient of a tap", tapped, reference.tap_patches_backward(*wide, index), BOUND[dtype])
+        if add := getattr(module, "tap_patches_add_", None):
+            _equal("gradient of a tap in place", add(features.clone(), patches, index), tapped)
+        dense = module.gather_patches_backward(patches, index, (37, 41), channels_last)
+        exact = reference.gather_patches_backward(wide[1], index, (37, 41), channels_last)
+        _close("dense gradient", dense, exact, BOUND[dtype])
+
+
+def gather_layers(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    """More layers than a launch takes, of unlike sizes and layouts."""
+    layers = [(3, (70, 70)), (16, (64, 64)), (130, (32, 32)), (5, (100,))] * 3
+    features = [_randn(device, 2, channels, *size, dtype=dtype, seed=n) for n, (channels, size) in enumerate(layers)]
+    features[1] = features[1].to(memory_format=torch.channels_last)
+    index = [_below(100, device, 2, 300)] * len(layers)
+    wanted = reference.gather_layers(features, index)
+    for number, (got, want) in enumerate(zip(module.gather_layers(features, index), wanted, strict=True)):
+        _equal(f"patches of layer {number}", got, want)
+
+
+def place_positions(module: ModuleType, device: torch.device) -> None:
+    """One image and several; grids larger and smaller than the positions', with and without borders."""
+    for images in (1, 3):
+        index, uniform = _below(1024, device, images, 300), torch.rand(4, 2, images, 300).to(device)
+        arguments = (32, 32), [(70, 70), (64, 64), (32, 32), (8, 8)], [3, 0, 0, 0]
+        wanted = reference.place_positions(index, *arguments, uniform)
+        for number, (got, want) in enumerate(
+            zip(module.place_positions(index, *arguments, uniform), wanted, strict=True)
+        ):
+            _equal(f"places on grid {number}", got, want)
+
+
+def sample_patches(module: ModuleType, device: torch.device) -> None:
+    """With regions and without, every position, more samples than are sorted at once; the reference's own choice."""
+    sizes = (4, 4096, 4, 256), (3, 1000, 0, 100), (2, 64, 9, 64), (1, 20000, 5, 5000)
+    for images, positions, regions, samples in sizes:
+        generator = torch.Generator().manual_seed(positions)
+        density, uniform = torch.rand(2, images, positions, generator=generator).unbind()
+        density = density.pow(3)
+        region = _below(regions, torch.device("cpu"), images, positions) if regions else None
+        want = reference.sample_patches(density, region, uniform, samples, 1.5, 2.0)  # a CPU adds in a fixed order
+        there = [x if x is None else x.to(device) for x in (density, region, uniform)]
+        _equal(f"positions ({samples} of {positions})", module.sample_patches(*there, samples, 1.5, 2.0), want)
+
+
+_TYPED = {
+    patch_nce: ("patch_nce_forward", "patch_nce_backward"),
+    attention_statistics: ("attention_statistics_forward", "attention_statistics_backward"),
+    gather_and_tap: ("gather_patches_forward", "gather_patches_backward", "tap_patches_backward"),
+    gather_layers: ("gather_layers",),
+}
+_UNTYPED = {place_positions: ("place_positions",), sample_patches: ("sample_patches",)}
+
+
+def _cases() -> Iterator[Case]:
+    for check, kernels in _UNTYPED.items():
+        yield Case(check.__name__, kernels, check)
+    for dtype in DTYPES:
+        for check, kernels in _TYPED.items():
+            yield Case(f"{check.__name__}, {str(dtype)[6:]}", kernels, partial(check, dtype=dtype))
+
+
+CASES = {case.name: case for case in _cases()}
+"""All of them, by name."""

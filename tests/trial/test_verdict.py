@@ -1,0 +1,263 @@
+"""The trial of GPU kernels: in processes of its own, once, and what follows for the choice of an implementation.
+
+There is no GPU here: modules of Python functions stand for the kernels, and the CPU for the GPU.
+"""
+
+import importlib
+import json
+import logging
+import os
+import sys
+import textwrap
+import threading
+from types import ModuleType
+
+import pytest
+import torch
+
+from fastsketch import _backend
+from fastsketch.cli import main
+from fastsketch.trial import run, verdict
+from fastsketch.trial.cases import CASES, Case
+
+GPU = "Toy GPU (sm_90)"
+RIGHT = "from fastsketch.reference import *\n"
+NAMES = ("place_positions", "patch_nce, float32", "gather_layers, float32")
+
+
+@pytest.fixture
+def kernels(tmp_path, monkeypatch):
+    """kernels(source): the name of a module with this source, that child processes find too."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(source: str, name: str = "toy_kernels") -> str:
+        (tmp_path / f"{name}.py").write_text(RIGHT + textwrap.dedent(source))
+        return name
+
+    return write
+
+
+@pytest.fixture
+def toy_gpu(kernels, tmp_path, monkeypatch):
+    """toy_gpu(source): a machine with a GPU, a cache of its own, and these kernels as those of Triton.
+
+    Trials are held in this process, which is quicker; the list that is returned has the modules tried.
+    """
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(verdict, "gpus", lambda: {GPU: "cpu"})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("FASTSKETCH_GPU_CHECK", raising=False)
+    monkeypatch.setitem(_backend.IMPLEMENTATIONS, "cuda", "fastsketch._nothing_of_that_name")
+    held = []
+
+    def machine(source: str = "") -> list[str]:
+        monkeypatch.setitem(_backend.IMPLEMENTATIONS, "triton", kernels(source))
+        sys.modules.pop("toy_kernels", None)
+        forget()
+        return held
+
+    def try_cases(module: str, device: str, names: list[str]) -> dict[str, str]:
+        held.append(module)
+        if device != "cpu":
+            raise run.NotTried("no such device")
+        return {name: wrong(CASES[name], importlib.import_module(module)) for name in names}
+
+    monkeypatch.setattr(verdict, "try_cases", try_cases)
+    yield machine
+    monkeypatch.undo()
+    forget()
+
+
+def wrong(case: Case, module: ModuleType) -> str:
+    try:
+        case.check(module, torch.device("cpu"))
+    except AssertionError as error:
+        return str(error)
+    return ""
+
+
+def forget() -> None:
+    _backend.forget()
+    verdict.forget()
+
+
+def used() -> set[str]:
+    """The kernels that Triton computes."""
+    return {kernel for kernel in _backend.KERNELS if _backend.select(kernel, "cuda") == "triton"}
+
+
+def test_what_is_right_is_used_and_tried_once(toy_gpu, caplog):
+    held = toy_gpu()
+    with caplog.at_level(logging.WARNING, "fastsketch"):
+        assert used() == set(_backend.KERNELS)
+        assert [f"checking the kernels of toy_kernels on {GPU}, once" in text for text in caplog.messages] == [True]
+        forget()  # as a new process
+        assert used() == set(_backend.KERNELS)
+    assert (held, len(caplog.messages)) == (["toy_kernels"], 1)
+    kept = json.loads(verdict.kept_in("toy_kernels", GPU).read_text())
+    assert (kept["gpu"], kept["torch"], set(kept["results"].values())) == (GPU, torch.__version__, {""})
+
+
+def test_what_is_wrong_is_not_used_and_says_so(toy_gpu, caplog):
+    toy_gpu("""
+        def gather_layers(features, index, right=gather_layers):
+            return [patches + (patches.dtype.itemsize == 2) for patches in right(features, index)]
+    """)
+    with caplog.at_level(logging.WARNING, "fastsketch"):
+        assert used() == set(_backend.KERNELS) - {"gather_layers"}
+    assert "what failed: gather_layers, bfloat16; gather_layers, float16;" in caplog.messages[-1]
+    name, passed_over = _backend.explain("cuda")["gather_layers"]
+    assert name == "reference"
+    assert passed_over["triton"].startswith(f"failed its check on {GPU} (gather_layers, float16: patches of layer 0")
+    with _backend.use_backend("triton"):  # by name, whoever wants it
+        assert "gather_layers" in used()
+
+
+def test_new_kernels_are_tried_anew(toy_gpu, monkeypatch):
+    held = toy_gpu()
+    used()
+    forget()
+    monkeypatch.setattr(verdict, "_digest", lambda: "others")
+    used()
+    assert len(held) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"results": {}}', b"\xff"])
+def test_a_damaged_file_is_made_again(toy_gpu, content):
+    held = toy_gpu()
+    path = verdict.kept_in("toy_kernels", GPU)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    assert used() == set(_backend.KERNELS)
+    assert len(held) == 1
+    assert json.loads(path.read_text())["results"]
+
+
+def test_without_a_cache_each_process_tries(toy_gpu, monkeypatch, tmp_path):
+    held = toy_gpu()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert used() == used() == set(_backend.KERNELS)
+    assert len(held) == 1
+    forget()
+    assert used() == set(_backend.KERNELS)
+    assert len(held) == 2
+
+
+def test_threads_that_ask_at_once_wait_for_one_trial(toy_gpu):
+    held = toy_gpu()
+    chosen = []
+    threads = [
+        threading.Thread(target=lambda: chosen.append(_backend.select("gather_layers", "cuda"))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (chosen, len(held)) == (["triton"] * 4, 1)
+
+
+def test_untried_by_request(toy_gpu, monkeypatch):
+    held = toy_gpu("raise_ = patch_nce_forward = None")
+    monkeypatch.setenv("FASTSKETCH_GPU_CHECK", "0")
+    assert used() == set(_backend.KERNELS)
+    assert held == []
+
+
+def test_without_a_gpu_nothing_is_tried(toy_gpu, monkeypatch):
+    held = toy_gpu()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (used(), held) == (set(), [])
+    assert _backend.explain("cuda")["gather_layers"][1]["triton"] == "there is no CUDA device to check it on"
+
+
+def test_a_trial_that_cannot_be_held_is_no_verdict(toy_gpu, monkeypatch, caplog):
+    toy_gpu()
+    monkeypatch.setattr(verdict, "gpus", lambda: {GPU: "cuda:99"})
+    with caplog.at_level(logging.WARNING, "fastsketch"):
+        assert used() == set()
+    assert "they could not be checked (no such device)" in caplog.messages[-1]
+    assert not verdict.kept_in("toy_kernels", GPU).exists()
+    assert f"could not be checked on {GPU}: no such device" in _backend.explain("cuda")["gather_layers"][1]["triton"]
+
+
+def test_the_whole_in_a_process_of_its_own(toy_gpu, monkeypatch):
+    toy_gpu()
+    monkeypatch.setattr(verdict, "try_cases", run.try_cases)
+    assert used() == set(_backend.KERNELS)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("def patch_nce_forward(*args): raise RuntimeError('CUDA error: misaligned address')", "misaligned address"),
+        ("import os\ndef patch_nce_forward(*args): os.abort()", "ended by SIGABRT"),
+        ("def patch_nce_forward(*args): raise AssertionError", "AssertionError"),
+        ("import time\ndef patch_nce_forward(*args): time.sleep(600)", "not done after 12 s"),
+    ],
+    ids=["error", "crash", "assertion", "hang"],
+)
+def test_one_that_fails_takes_no_other_with_it(kernels, source, said):
+    results = run.try_cases(kernels(source), "cpu", NAMES, limit=12)
+    assert list(results) == list(NAMES)
+    assert said in results.pop("patch_nce, float32")
+    assert set(results.values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise ImportError('no such library')", "ImportError: no such library"),
+        ("import torch\ndef patch_nce_forward(*args): raise torch.OutOfMemoryError('full')", "OutOfMemoryError: full"),
+        ("import os\ndef patch_nce_forward(*args): os._exit(7)", "exit status 7"),
+    ],
+    ids=["import", "memory", "exit"],
+)
+def test_what_is_not_the_kernels_fault(kernels, source, said):
+    with pytest.raises(run.NotTried, match=said):
+        run.try_cases(kernels(source), "cpu", NAMES)
+
+
+def test_a_child_has_the_default_settings(kernels, monkeypatch):
+    monkeypatch.setenv("FASTSKETCH_FP32", "tf32")
+    source = "import os\ndef place_positions(*args): raise ValueError(os.environ.get('FASTSKETCH_FP32'))"
+    assert run.try_cases(kernels(source), "cpu", NAMES[:1]) == {"place_positions": "ValueError: None"}
+
+
+def test_only_cases_of_kernels_that_are_there():
+    assert verdict.cases_of("fastsketch.reference") == list(CASES)
+    assert verdict.cases_of("fastsketch.drawing") == []
+
+
+def command() -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(["check-gpu"])
+    return ended.value.code
+
+
+def test_the_command(toy_gpu, capsys):
+    toy_gpu()
+    assert command() == 0
+    out = capsys.readouterr().out
+    assert f"triton on {GPU}" in out
+    assert "cuda: not there (ModuleNotFoundError" in out
+    assert out.count("right") == len(CASES) + 1
+    assert out.endswith("all right: these kernels are used\n")
+
+
+def test_the_command_with_a_failure(toy_gpu, capsys):
+    held = toy_gpu("def place_positions(*args): return [args[0]] * 4")
+    assert command() == 1
+    out = capsys.readouterr().out
+    assert "place_positions                  FAILED: places on grid 0: not the reference's" in out
+    assert "1 failed: plain PyTorch takes the place of that" in out
+    assert used() == set(_backend.KERNELS) - {"place_positions"}
+    assert len(held) == 1, "what the command found is kept"
+
+
+def test_the_command_without_a_gpu(toy_gpu, monkeypatch, capsys):
+    toy_gpu()
+    monkeypatch.setattr(verdict, "gpus", dict)
+    assert command() == 1
+    assert capsys.readouterr().err == "fastsketch: error: there is no CUDA device here\n"
+    assert os.environ.get("FASTSKETCH_GPU_CHECK") is None
