@@ -1,4 +1,7 @@
-"""Commands of the command line that have a file of their own: a dataclass of options and `main(arguments)`."""
+"""The commands: a module each, with `main(arguments)` and, for most, a dataclass of options.
+
+What a command needs is imported when it runs: the help is quick.
+"""
 
 from pathlib import Path
 

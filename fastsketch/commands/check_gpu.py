@@ -5,10 +5,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from fastsketch import _backend
 from fastsketch.errors import FastsketchError
-from fastsketch.trial import verdict
-from fastsketch.trial.run import NotTried
 
 
 @dataclass
@@ -23,6 +20,10 @@ class CheckGpu:
 def main(arguments: Sequence[str]) -> int:
     """Run the command; the exit code, 1 where something failed."""
     tyro.cli(CheckGpu, args=arguments, prog="fastsketch check-gpu")
+    from fastsketch import _backend
+    from fastsketch.trial import verdict
+    from fastsketch.trial.run import NotTried
+
     gpus = verdict.gpus()
     if not gpus:
         raise FastsketchError("there is no CUDA device here")

@@ -1,0 +1,80 @@
+"""`fastsketch generate PHOTO... -o DIR --weights RUN`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from fastsketch.commands import data_folder
+from fastsketch.errors import FastsketchError
+
+
+@dataclass
+class Generate:
+    """Draw sketches of photos: files, folders, or a split of a data set."""
+
+    photos: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Picture files, or folders of them; any size, grey, RGB or RGBA."""
+    weights: Path = tyro.MISSING
+    """Folder of a run, or its generator.safetensors."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = tyro.MISSING
+    """Folder to draw into: NAME.png, or SUBSET/NAME.png with --data."""
+    data: str | None = None
+    """A data set's folder, in place of PHOTOs."""
+    split: Literal["train", "test"] = "test"
+    """Which part of it."""
+    image_size: int | Literal["trained", "photo"] = "trained"
+    """Larger photos are scaled down to fit this many pixels first. trained: the size the generator was trained at;
+    photo: they are not, which takes long for large ones."""
+    masks: Literal["auto", "folder", "white", "grabcut", "person", "none"] = "auto"
+    """Where masks come from, for a generator that reads them."""
+    weights_dir: Path | None = None
+    """Folder of pretrained weights, for --masks person."""
+    device: str = "auto"
+    """cpu, cuda …; auto: a GPU if there is one."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; the exit code."""
+    from fastsketch.training.checkpoint import load_generator
+    from fastsketch.training.generate import draw_sketches, find_photos, left_out
+    from fastsketch.training.masks import MaskSource
+    from fastsketch.training.pairs import find_pairs
+    from fastsketch.training.run_files import find_generator
+    from fastsketch.training.trainer import choose_device
+
+    options = tyro.cli(Generate, args=arguments, prog="fastsketch generate")
+    if bool(options.photos) == bool(options.data):
+        raise FastsketchError("give either PHOTOs (files or folders) or --data DIR")
+    weights = find_generator(options.weights)
+    generator = load_generator(weights, choose_device(options.device))
+    image_size = _drawn_size(options.image_size, weights)
+    if options.data:
+        photos = find_pairs(data_folder(options.data, options.out / "data"), options.split, unpaired=True)
+    else:
+        photos = find_photos(options.photos)
+    masks = MaskSource(options.masks, weights_dir=options.weights_dir)
+    drawn = draw_sketches(generator, photos, options.out, masks, image_size=image_size, quiet=options.quiet)
+    size = "their photos' sizes" if image_size is None else f"{image_size} pixels or less"
+    print(f"{len(drawn)} sketches of {size} in {options.out}")
+    if ignored := left_out(options.photos):
+        print(f"left out, being no pictures: {ignored}")
+    return 0
+
+
+def _drawn_size(wanted: int | str, weights: Path) -> int | None:
+    """The size to draw at, pixels; None: each photo's own."""
+    from fastsketch.training.run_files import trained_size
+
+    if wanted == "photo":
+        return None
+    size = trained_size(weights) if wanted == "trained" else wanted
+    if size is None:
+        raise FastsketchError(f"{weights} does not say at what size it was trained: add --image-size N, or photo")
+    if size < 1:
+        raise FastsketchError(f"--image-size must be at least 1, trained or photo, got {size}")
+    return size

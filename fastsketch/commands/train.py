@@ -1,0 +1,78 @@
+"""`fastsketch train`: its options are the settings of a run, `fastsketch.training.config`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from fastsketch.commands import data_folder
+from fastsketch.errors import FastsketchError
+
+if TYPE_CHECKING:
+    from fastsketch.training.config import TrainConfig
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; the exit code."""
+    from fastsketch.training.config import TrainConfig
+    from fastsketch.training.distributed import join_world, leave_world
+    from fastsketch.training.trainer import Trainer
+
+    config = tyro.cli(TrainConfig, args=arguments, prog="fastsketch train", default=_defaults(arguments))
+    world, _ = join_world(config.device)
+    if not world.writes:
+        world.wait()  # the first process may have to draw the data
+    data = data_folder(config.data, config.out / "data")
+    if world.writes:
+        world.wait()
+    trainer = Trainer(config, data)
+    say = print if world.writes else lambda text: None
+    count, processes = len(trainer.dataset), f", {world.size} processes" if world.size > 1 else ""
+    say(
+        f"{config.preset} on {count} pictures, {_plural(config.total_epochs, 'epoch')}, {trainer.device}{processes} "
+        f"({trainer.speed}); run in {config.out}"
+    )
+    if trainer.step and trainer.epoch < config.total_epochs:
+        say(f"going on after step {trainer.step}, in epoch {trainer.epoch + 1}")
+    ended = trainer.run()
+    leave_world()
+    if ended:
+        shown = {"pictures in": trainer.paths.pictures, "curves": trainer.paths.curve}
+        there = ", ".join(f"{what} {path}" for what, path in shown.items() if path.exists())
+        say(f"done: {trainer.paths.generator}{'; ' if there else ''}{there}")
+        return 0
+    say(f"stopped and saved at step {trainer.step}; go on with: fastsketch train --out {config.out} --resume")
+    return 130
+
+
+def _plural(count: int, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
+
+
+def _defaults(arguments: Sequence[str]) -> TrainConfig:
+    """Defaults of the command line: the chosen preset's, or with --resume the settings of the run.
+
+    Unpaired data has no target, so the losses that need one are off by default there.
+    """
+    from fastsketch.training.config import PRESETS, TrainConfig
+    from fastsketch.training.trainer import RunPaths, load_settings
+
+    def value(flag: str) -> str | None:
+        for number, word in enumerate(arguments):
+            if word == flag and number + 1 < len(arguments):
+                return arguments[number + 1]
+            if word.startswith(f"{flag}="):
+                return word.removeprefix(f"{flag}=")
+        return None
+
+    out = value("--out")
+    if "--resume" in arguments and out is not None:
+        return load_settings(RunPaths(Path(out)).settings)
+    name = value("--preset") or "fsscl"
+    if name not in PRESETS:
+        raise FastsketchError(f"--preset must be one of {', '.join(PRESETS)}, got {name}")
+    untargeted = {"lambda_pixel": 0.0, "lambda_perceptual": 0.0} if "--unpaired" in arguments else {}
+    return TrainConfig(data=tyro.MISSING, out=tyro.MISSING, **{"preset": name, **PRESETS[name], **untargeted})
