@@ -43,13 +43,7 @@ void put_channels_first(
 template <typename T>
 T exponentials(T* row, int64_t count, T* maximum) {
   constexpr int lanes = Lanes<T>::count;
-  for (int64_t j = count; j < round_up(count, lanes); ++j) row[j] = -std::numeric_limits<T>::infinity();
-  Vec<T> best = load<T>(row);
-  for (int64_t j = 0; j < count; j += lanes) {
-    const Vec<T> z = load<T>(row + j);
-    best = z > best ? z : best;
-  }
-  *maximum = max_lanes<T>(best);
+  *maximum = fill_and_maximum<T>(row, count, round_up(count, lanes), row[0]);
   constexpr int64_t run = 16 * lanes;  // short sums first: their rounding errors do not pile up over a long row
   T sum = 0;
   for (int64_t start = 0; start < count; start += run) {

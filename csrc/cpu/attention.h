@@ -62,14 +62,7 @@ void add_parts(const T* sums, int64_t parts, int64_t n, T factor, T* to) {
 template <typename T>
 inline T attention_row(T* row, int64_t count, int64_t padded, T* lse, T* entropy) {
   constexpr int lanes = Lanes<T>::count;
-  constexpr T infinity = std::numeric_limits<T>::infinity();
-  for (int64_t j = count; j < padded; ++j) row[j] = -infinity;
-  Vec<T> best = load<T>(row);
-  for (int64_t j = 0; j < padded; j += lanes) {
-    const Vec<T> z = load<T>(row + j);
-    best = z > best ? z : best;
-  }
-  const T maximum = max_lanes<T>(best);
+  const T maximum = fill_and_maximum<T>(row, count, padded, row[0]);
   constexpr int64_t run = 16 * lanes;  // short sums first: their rounding errors do not pile up over a long row
   T sum = 0, weighted = 0;
   for (int64_t start = 0; start < padded; start += run) {

@@ -58,13 +58,7 @@ template <typename T>
 inline T softmax_row(T* row, int64_t count, int64_t padded, T& maximum) {
   constexpr int lanes = Lanes<T>::count;
   constexpr T infinity = std::numeric_limits<T>::infinity();
-  for (int64_t j = count; j < padded; ++j) row[j] = -infinity;
-  Vec<T> best = broadcast<T>(maximum);
-  for (int64_t j = 0; j < padded; j += lanes) {
-    const Vec<T> z = load<T>(row + j);
-    best = z > best ? z : best;
-  }
-  maximum = max_lanes<T>(best);
+  maximum = fill_and_maximum<T>(row, count, padded, maximum);
   const T shift = maximum == -infinity ? T(0) : maximum;  // all masked so far: every e^z is 0
   Vec<T> sum = {};
   for (int64_t j = 0; j < padded; j += lanes) {

@@ -55,3 +55,16 @@ template <typename T>
 inline void scale_row(T* row, int64_t n, T factor) {
   for (int64_t i = 0; i < n; ++i) row[i] *= factor;
 }
+
+// The largest of a row's values and `least`. Up to `padded`, a multiple of the vector, the row is filled with -infinity.
+template <typename T>
+inline T fill_and_maximum(T* row, int64_t count, int64_t padded, T least) {
+  constexpr int lanes = Lanes<T>::count;
+  for (int64_t j = count; j < padded; ++j) row[j] = -std::numeric_limits<T>::infinity();
+  Vec<T> best = broadcast<T>(least);
+  for (int64_t j = 0; j < padded; j += lanes) {
+    const Vec<T> z = load<T>(row + j);
+    best = z > best ? z : best;
+  }
+  return max_lanes<T>(best);
+}
