@@ -62,8 +62,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, own_kernel: bool = True) -
     if plain and kernel("attend_forward", query.device) is not None:
         wide = torch.float64 if query.dtype == torch.float64 else torch.float32
         return _Attend.apply(*(x.to(wide) for x in (query, key, value))).to(query.dtype)
-    query, key, value = query.mT, key.mT, value.mT
-    if torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(query, key, value).mT
-    chunks = query.split(QUERY_CHUNK, dim=1)
-    return torch.cat([F.scaled_dot_product_attention(chunk, key, value) for chunk in chunks], dim=1).mT
+    # One head, and the width contiguous (as it is in channels-last features): GPUs have fused kernels for nothing else.
+    query, key, value = (x.mT.contiguous()[:, None] for x in (query, key, value))
+    chunks = [query] if torch.is_grad_enabled() else query.split(QUERY_CHUNK, dim=2)
+    attended = [F.scaled_dot_product_attention(chunk, key, value) for chunk in chunks]
+    return (torch.cat(attended, dim=2) if len(attended) > 1 else attended[0]).squeeze(1).mT

@@ -111,3 +111,26 @@ def test_bad_shapes_are_named():
     ):
         with pytest.raises(ValueError, match="query, key and value must be"):
             attend(*(torch.zeros(shape) for shape in shapes))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_framework_gets_what_its_fused_kernels_take(monkeypatch, channels_last, grad):
+    """Four dimensions, the last contiguous; and it is the formula, in chunks too."""
+    handed, sdpa = [], torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*inputs):
+        handed.extend(inputs)
+        return sdpa(*inputs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+    maps = [torch.randn(2, channels, 40, 33, dtype=torch.float64) for channels in (3, 3, 5)]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    query, key, value = (x.to(memory_format=layout).flatten(2) for x in maps)
+    with torch.set_grad_enabled(grad):
+        got = attend(query, key, value, own_kernel=False)
+    assert len(handed) == (3 if grad else 6)
+    assert all(x.dim() == 4 and x.stride(-1) == 1 for x in handed)
+    want = value @ (query.mT @ key * 3**-0.5).softmax(-1).mT
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-12)
+    assert got.view(2, 5, 40, 33).shape == (2, 5, 40, 33)
