@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +14,7 @@ from fastsketch.bench.cases import CASES, CPU_CASES
 from fastsketch.bench.operators import Effort, Times, measure_case, measure_cases
 from fastsketch.bench.record import Row
 from fastsketch.errors import FastsketchError
+from fastsketch.training.graph import WARM_UP
 
 
 @dataclass
@@ -78,15 +79,18 @@ def _scaling(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, l
 
 
 def _step(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list[str]]:
-    # The C library's heap takes some steps to learn how large the feature maps are.
-    effort = Effort(options.rounds or 5, 0, False, options.memory, options.device, warm_up=3)
+    # The C library's heap takes some steps to learn how large the feature maps are; a graph is captured after some.
+    on_gpu = options.device == "cuda"
+    effort = Effort(options.rounds or 5, 0, False, options.memory, options.device, WARM_UP + 2 if on_gpu else 3)
+    cases = [*itertools.product(options.sizes, options.presets, options.batches, (False, True) if on_gpu else (False,))]
     rows: list[Row] = []
     raw: Times = {}
     failed: list[str] = []
-    for side, preset, batch in itertools.product(options.sizes, options.presets, options.batches):
-        recipe, name = step.recipe(side, preset, batch), step.case_name(side, preset, batch)
+    for side, preset, batch, captured in sorted(cases, key=lambda case: case[-1]):
+        recipe, name = (f(side, preset, batch, captured) for f in (step.recipe, step.case_name))
         try:
-            new, times, _ = measure_case(name, recipe, about, effort)
+            # A graph's memory is a pool of its own: what the allocator says of a call leaves it out.
+            new, times, _ = measure_case(name, recipe, about, replace(effort, memory=effort.memory and not captured))
         except (AssertionError, RuntimeError) as error:
             print(f"{name} FAILED: {error}", flush=True)
             failed.append(name)
@@ -97,6 +101,8 @@ def _step(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list
         rows += new
         raw |= times
         _save(options, about, rows, raw)  # at once: a later case may take longer than there is time
+        if captured:
+            continue  # its kernels are those of the plain step
         case = recipe.case(options.device)
         spent = {contender: profile.breakdown(case, contender, options.device) for contender in case.contenders}
         print(profile.table(spent), flush=True)

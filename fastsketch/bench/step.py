@@ -97,7 +97,9 @@ def _mask(config: TrainConfig, batch: dict[str, Tensor]) -> Tensor | None:
     return batch["mask"] if config.mask else None
 
 
-def training_step(side: int, device: torch.device, preset: str = "cut", batch: int = 1, width: int = 64) -> Case:
+def training_step(
+    side: int, device: torch.device, preset: str = "cut", batch: int = 1, width: int = 64, captured: bool = False
+) -> Case:
     """GAN and contrastive loss with identity; with the preset fsscl also attention, mask, pixel and perceptual loss.
 
     Ours is in the precision that `auto` gives on the device; on a processor that has bfloat16 the other one stands
@@ -109,6 +111,7 @@ def training_step(side: int, device: torch.device, preset: str = "cut", batch: i
         preset: cut, or fsscl for the full method.
         batch: pictures a step.
         width: channels of the generator's first layer, as of the discriminator's.
+        captured: ours in a CUDA graph, from its fifth call on.
     """
     folder = tempfile.TemporaryDirectory(prefix="fastsketch-bench-")
     root = Path(folder.name)
@@ -116,6 +119,7 @@ def training_step(side: int, device: torch.device, preset: str = "cut", batch: i
     settings: dict[str, Any] = {"image_size": side, "sketch_channels": 3, "masks": "white"}
     settings |= {"width": width, "discriminator_width": width, "num_patches": min(256, (side // 4) ** 2)}
     settings |= {"batch_size": batch, "device": device.type, "pictures": 0, "perceptual_weights": "random"}
+    settings |= {"cuda_graph": "on"} if captured else {}
     config = TrainConfig(data="builtin", out=root / "run", **{"preset": preset, **PRESETS[preset], **settings})
     trainer = Trainer(config, data, quiet=True)
     trainer.folder = folder  # kept as long as the trainer is
@@ -141,11 +145,12 @@ def training_step(side: int, device: torch.device, preset: str = "cut", batch: i
     )
 
 
-def recipe(side: int, preset: str, batch: int = 1) -> Recipe:
+def recipe(side: int, preset: str, batch: int = 1, captured: bool = False) -> Recipe:
     """The step at this size."""
-    return Recipe(training_step, {"side": side, "preset": preset, "batch": batch}, {"side": 32, "width": 8})
+    arguments = {"side": side, "preset": preset, "batch": batch, "captured": captured}
+    return Recipe(training_step, arguments, {"side": 32, "width": 8})
 
 
-def case_name(side: int, preset: str, batch: int = 1) -> str:
+def case_name(side: int, preset: str, batch: int = 1, captured: bool = False) -> str:
     """The name of its rows."""
-    return f"training step, {preset}, {side}², B={batch}"
+    return f"training step, {preset}, {side}², B={batch}{', captured' if captured else ''}"

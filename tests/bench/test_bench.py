@@ -146,6 +146,25 @@ def test_a_step_is_the_same_step_both_ways(preset):
         assert all(math.isfinite(loss) for loss in losses.values()) and "nce_identity" in losses
 
 
+def test_on_a_gpu_steps_are_measured_captured_too(monkeypatch):
+    """After the plain ones, which a failed capture must not cost; there is no GPU here, so only what is asked for."""
+    asked = []
+
+    def measure_case(name, recipe, about, effort):
+        asked.append((name, recipe.arguments["captured"], effort.memory, effort.warm_up))
+        raise RuntimeError("no GPU")
+
+    monkeypatch.setattr(command, "measure_case", measure_case)
+    command._step(command.Bench(device="cuda", presets=("cut",), batches=(1, 8)), {})
+    names = [f"training step, cut, 128², B={batch}" for batch in (1, 8)]
+    assert asked == [(name, False, True, 5) for name in names] + [(f"{n}, captured", True, False, 5) for n in names]
+    asked.clear()
+    command._step(command.Bench(presets=("cut",)), {})
+    assert asked == [("training step, cut, 128², B=1", False, True, 3)]
+    with pytest.raises(FastsketchError, match="cuda_graph is on, but the device is cpu"):
+        step.training_step(32, torch.device("cpu"), width=8, captured=True)
+
+
 def test_the_command_measures_saves_and_draws(tmp_path, capsys, monkeypatch):
     small = {name: Recipe(r.build, {**r.arguments, **r.small}, r.small) for name, r in CASES.items() if "monce" in name}
     monkeypatch.setattr(command, "CASES", small)
