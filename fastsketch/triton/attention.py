@@ -4,7 +4,6 @@ Two launches forward (row log-sum-exps and entropies; then column sums, with the
 and two backward. float64 and empty inputs go to the reference.
 """
 
-import triton
 from torch import Tensor
 
 from fastsketch import reference
@@ -29,9 +28,9 @@ def attention_statistics_forward(
     rest = (queries, keys, width, scale, *query.stride(), *key.stride())
     constants = configs.first_dot(query.dtype)
     arguments = (query, key, entropy, lse, *rest)
-    launch.run(rows_kernel, tiles, lambda tile: batch * triton.cdiv(queries, tile.rows), arguments, constants)
+    launch.run(rows_kernel, tiles, lambda tile: batch * launch.blocks(queries, tile.rows), arguments, constants)
     arguments = (query, key, lse, received, *rest)
-    launch.run(columns_kernel, tiles, lambda tile: batch * triton.cdiv(keys, tile.rows), arguments, constants)
+    launch.run(columns_kernel, tiles, lambda tile: batch * launch.blocks(keys, tile.rows), arguments, constants)
     return received, entropy, lse
 
 
@@ -58,7 +57,7 @@ def attention_statistics_backward(
         launch.run(
             backward_kernel,
             tiles,
-            lambda tile, count=x.shape[1]: batch * triton.cdiv(count, tile.rows) * triton.cdiv(width, tile.out),
+            lambda tile, count=x.shape[1]: batch * launch.blocks(count, tile.rows) * launch.blocks(width, tile.out),
             (
                 x,
                 y,

@@ -7,9 +7,8 @@ else may be tried there (`fastsketch.triton.autotune`); all of them are compiled
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -29,8 +28,7 @@ NORMS_APART = 1024
 FP32_CHOICES = ("tf32x3", "tf32", "ieee")
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """Block sizes of a launch.
 
     Attributes:

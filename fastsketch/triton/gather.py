@@ -190,7 +190,7 @@ def gather_layers(
             gather_kernel,
             configs.gather_tiles(max(channels)),
             lambda tile, channels=channels: sum(
-                batch * triton.cdiv(samples, tile.rows) * triton.cdiv(c, tile.out) for c in channels
+                batch * launch.blocks(samples, tile.rows) * launch.blocks(c, tile.out) for c in channels
             ),
             (some, batch, samples),
             {},
@@ -230,7 +230,7 @@ def tap_patches_add_(
     launch.run(
         add_kernel,
         configs.gather_tiles(channels),
-        lambda tile: index.shape[0] * triton.cdiv(samples, tile.rows) * triton.cdiv(channels, tile.out),
+        lambda tile: index.shape[0] * launch.blocks(samples, tile.rows) * launch.blocks(channels, tile.out),
         (
             grad_features,
             grad_patches,

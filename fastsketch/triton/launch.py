@@ -1,11 +1,12 @@
-"""Which tensors the kernels take, and how one is launched."""
+"""Which tensors the kernels take, and how one is launched.
 
-import contextlib
+With few images the host is what a loss waits for, so little is done for each launch (docs/gpu.md has its time).
+"""
+
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from fastsketch.triton import autotune, configs
@@ -20,6 +21,11 @@ def takes(x: Tensor) -> bool:
     return x.dtype in _DTYPES and x.numel() > 0 and configs.capability(x.device) >= configs.LEAST_CAPABILITY
 
 
+def blocks(count: int, size: int) -> int:
+    """How many blocks of `size` hold so many (Triton's own function of this kind takes 2 µs)."""
+    return -(-count // size)
+
+
 def rows(x: Tensor) -> Tensor:
     """Rows [..., D] that can be read 16 bytes at a time: as they are, or a copy, made wider by zeros, which change
     neither products nor norms.
@@ -27,7 +33,7 @@ def rows(x: Tensor) -> Tensor:
     if configs.aligned(x):
         return x
     width = x.shape[-1]
-    copy = x.new_zeros(*x.shape[:-1], triton.cdiv(width, 16) * 16)
+    copy = x.new_zeros(*x.shape[:-1], blocks(width, 16) * 16)
     copy[..., :width] = x
     return copy
 
@@ -52,14 +58,17 @@ def run(
     first = arguments[0]
     while isinstance(first, tuple):
         first = first[0]
+    device = first.device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            run(kernel, tiles, programs, arguments, constants)
+        return
 
     def start(tile: configs.Tile) -> None:
-        named = {**tile.constants(kernel.arg_names), **constants}
+        named = tile.constants(kernel.arg_names) | constants
         kernel[(programs(tile),)](*arguments, **named, num_warps=tile.warps, num_stages=tile.stages)
 
-    with torch.cuda.device(first.device) if first.device.type == "cuda" else contextlib.nullcontext():
-        if len(tiles) > 1 and autotune.wanted(first.device):
-            tile = autotune.fastest(autotune.case(kernel, tiles, first, constants), tiles, start)
-        else:
-            tile = tiles[0]
-        start(tile)
+    tile = tiles[0]
+    if len(tiles) > 1 and autotune.wanted(device):
+        tile = autotune.fastest(autotune.case(kernel, tiles, first, constants), tiles, start)
+    start(tile)

@@ -10,7 +10,6 @@ Launches: forward 1 (2 for S > `configs.NORMS_APART`, where the norms are comput
 of the gradients being the query's, 2 with the key's. float64 and empty inputs go to the reference.
 """
 
-import triton
 from torch import Tensor
 
 from fastsketch import reference
@@ -39,14 +38,14 @@ def patch_nce_forward(
         launch.run(
             inverse_norms_kernel,
             configs.norms_tiles(),
-            lambda tile: batch * triton.cdiv(samples, tile.rows),
+            lambda tile: batch * launch.blocks(samples, tile.rows),
             (query, key, *scales, samples, width, *query.stride(), *key.stride()),
             {},
         )
     launch.run(
         forward_kernel,
         configs.patch_nce_forward_tiles(query),
-        lambda tile: batch * triton.cdiv(samples, tile.rows),
+        lambda tile: batch * launch.blocks(samples, tile.rows),
         (
             query,
             key,
@@ -120,7 +119,7 @@ def patch_nce_backward(
             backward_kernel,
             tiles,
             lambda tile, parts=needed: (
-                batch * triton.cdiv(samples, tile.rows) * (triton.cdiv(width, tile.out) if parts else 1)
+                batch * launch.blocks(samples, tile.rows) * (launch.blocks(width, tile.out) if parts else 1)
             ),
             (
                 x,

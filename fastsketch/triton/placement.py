@@ -79,7 +79,7 @@ def place_positions(
         launch.run(
             place_kernel,
             configs.placement_tiles(),
-            lambda tile, some=some: len(some) * triton.cdiv(index.numel(), tile.rows),
+            lambda tile, some=some: len(some) * launch.blocks(index.numel(), tile.rows),
             (some, index, uniform[start : start + MOST_LAYERS], *grid, *index.shape, *index.stride()),
             {},
         )

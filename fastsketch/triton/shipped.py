@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cache
 from multiprocessing import get_context
 from unittest import mock
@@ -134,7 +133,7 @@ def row(capability: int, inputs: str, launch: Launch, used: Usage) -> dict[str, 
         "tile": size,
         "warps": tile.warps,
         "stages": tile.stages,
-        **asdict(used),
+        **used._asdict(),
     }
     return {column: str(values[column]) for column in COLUMNS}
 
