@@ -65,52 +65,48 @@ say "fastsketch on $([ "$GPU" = 1 ] && nvidia-smi -L | head -n 1 | cut -d'(' -f1
 [ -z "$MISSING" ] || say "missing: $MISSING (steps that need these will fail)"
 
 TESTS=("$PYTHON" -m pytest -q -p no:cacheprovider)
+UNTRIED=(env FASTSKETCH_GPU_CHECK=0 "$PYTHON") # the GPU kernels, whatever their trial said
+TRAINING=60
+# What is wanted most comes first: do the kernels work, how long does a step take; then tests, and the operators' bars with what
+# is left before the training run.
 if [ "$GPU" = 1 ]; then
     ARCH=$("$PYTHON" -c 'import torch; print("%d.%d" % torch.cuda.get_device_capability())')
     # Compiling one kernel after the other takes too long: several processes, where pytest-xdist is there.
     workers() { "$PYTHON" -c 'import xdist' 2>/dev/null && echo "-n $1"; }
     step build 200 env FASTSKETCH_CUDA=1 TORCH_CUDA_ARCH_LIST="$ARCH" MAX_JOBS="$(nproc)" "$PYTHON" setup.py build_ext --inplace
-    step check 120 "$PYTHON" -m fastsketch check-gpu
-    step info 90 "$PYTHON" -m fastsketch info
+    step check 180 "$PYTHON" -m fastsketch check-gpu
+    step info 30 "${UNTRIED[@]}" -m fastsketch info
+    step steps 150 "${UNTRIED[@]}" -m fastsketch bench step --device cuda --sizes 256 --batches 1 8 --rounds 10 --save "$OUT"
     # Side by side: most of their time goes into compiling kernels on the CPU, and nothing in them is timed.
     step tests_triton 150 "${TESTS[@]}" $(workers 6) -m gpu tests/gpu/test_triton_kernels.py &
     step tests_sampling 150 "${TESTS[@]}" -m gpu tests/gpu/test_sampling_cuda.py &
-    step tests_training 150 "${TESTS[@]}" -m gpu tests/training/test_on_gpu.py &
+    step tests_training 150 env FASTSKETCH_GPU_CHECK=0 "${TESTS[@]}" -m gpu tests/training/test_on_gpu.py &
     step tests_operators 150 env FASTSKETCH_TEST_DEVICE=cuda "${TESTS[@]}" $(workers 4) -k triton \
         tests/reference/test_patch_nce.py tests/reference/test_gather.py tests/reference/test_attention.py &
     wait
-    if command -v compute-sanitizer >/dev/null; then
-        step sanitizer 90 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 "${TESTS[@]}" -m gpu \
-            tests/gpu/test_triton_kernels.py -k "strides or layers or without_negatives"
-    fi
     QUICK=() ROUNDS=15 SIZE=()
 else
     step info 60 "$PYTHON" -m fastsketch info
-    step tests_triton 60 "${TESTS[@]}" -m gpu tests/gpu tests/training/test_on_gpu.py # skipped, every one: they must at least be collected
+    step tests_triton 60 "${TESTS[@]}" -m gpu tests/gpu tests/training/test_on_gpu.py # skipped, all: they must be collected
     QUICK=(--quick) ROUNDS=2
     SIZE=(--image-size 64 --crop-size 64 --width 8 --discriminator-width 8 --projection-dim 32 --num-patches 16)
     DATA=$OUT/faces WEIGHTS=
     step faces 60 "$PYTHON" -c 'import sys; from pathlib import Path; from fastsketch.training.faces import write_faces
 write_faces(Path(sys.argv[1]), train=4, test=1, height=64, width=64)' "$DATA"
+    step steps 150 "$PYTHON" -m fastsketch bench step --sizes 32 --rounds 1 --no-memory --save "$OUT"
 fi
-
-# Whole training steps against CUT's, then the operators' bars with what is left before the training run.
-STEPS=150 TRAINING=60
-if [ "$GPU" = 1 ]; then
-    STEP=(--device cuda --sizes 256 --batches 1 8 --rounds 10)
-else
-    STEP=(--sizes 32 --rounds 1 --no-memory)
-fi
-export FASTSKETCH_GPU_CHECK=0 # the GPU kernels, whatever their trial said
-step steps $STEPS "$PYTHON" -m fastsketch bench step "${STEP[@]}" --save "$OUT"
 step benchmarks $((BUDGET - SECONDS - TRAINING - 3 * GRACE)) \
     "$PYTHON" -m benchmarks.gpu --out "$OUT" "${QUICK[@]}" --rounds $ROUNDS
 
 if [ -n "$WEIGHTS" ]; then PERCEPTUAL=(--weights-dir "$WEIGHTS"); else PERCEPTUAL=(--perceptual-weights random); fi
 # Interrupted after a while, which training answers by saving and 130: as good as the end of the epoch here.
 step train $TRAINING bash -c 'timeout --signal=INT --preserve-status --kill-after=5 "$@"; code=$?; [ $code -eq 130 ] || exit $code' - \
-    $((TRAINING - 15)) "$PYTHON" -m fastsketch train --preset fsscl \
+    $((TRAINING - 15)) "${UNTRIED[@]}" -m fastsketch train --preset fsscl \
     --data "${DATA:-builtin}" --out "$OUT/run" --epochs 1 --decay-epochs 0 "${PERCEPTUAL[@]}" "${SIZE[@]}"
+if [ "$GPU" = 1 ] && command -v compute-sanitizer >/dev/null; then
+    step sanitizer 90 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 "${TESTS[@]}" -m gpu \
+        tests/gpu/test_triton_kernels.py -k "strides or layers or without_negatives"
+fi
 
 CODE=$([ -s "$STATUS" ] && echo 1 || echo 0)
 rm -f "$STATUS"

@@ -69,14 +69,14 @@ def why_not_loaded(implementation: str) -> str:
     return _load(implementation)[1]
 
 
-def _passed_over(implementation: str, kernel: str) -> str:
+def _passed_over(implementation: str, kernel: str, index: int | None = None) -> str:
     """Why an implementation that nobody asked for by name does not run a kernel; empty if it does."""
     reason = _why_not(implementation, kernel)
     if reason or implementation not in TRIED_FIRST:
         return reason
     from fastsketch.trial.verdict import why_not
 
-    return why_not(IMPLEMENTATIONS[implementation], kernel)
+    return why_not(IMPLEMENTATIONS[implementation], kernel, index)
 
 
 def forced_backend() -> str | None:
@@ -87,17 +87,17 @@ def forced_backend() -> str | None:
     return name
 
 
-def select(kernel: str, device_type: str) -> str:
-    """Name of the implementation that `kernel` runs on devices of this type.
+def select(kernel: str, device_type: str, index: int | None = None) -> str:
+    """Name of the implementation that `kernel` runs on the device of this type and index (None: the current one).
 
     Raises:
         RuntimeError: the implementation asked for by name cannot run it.
     """
-    return _choose(kernel, device_type, forced_backend())
+    return _choose(kernel, device_type, index, forced_backend())
 
 
 @cache
-def _choose(kernel: str, device_type: str, forced: str | None) -> str:
+def _choose(kernel: str, device_type: str, index: int | None, forced: str | None) -> str:
     if forced is not None:
         reason = _why_not(forced, kernel)
         if forced not in (*PREFERENCE.get(device_type, ()), "reference"):
@@ -106,7 +106,7 @@ def _choose(kernel: str, device_type: str, forced: str | None) -> str:
             raise RuntimeError(f"backend {forced!r} was asked for, but {kernel}: {reason}")
         return forced
     for implementation in PREFERENCE.get(device_type, ()):
-        if not _passed_over(implementation, kernel):
+        if not _passed_over(implementation, kernel, index):
             return implementation
     return "reference"
 
@@ -119,7 +119,7 @@ def forget() -> None:
 
 def kernel(name: str, device: torch.device):
     """The function that computes kernel `name` on `device`."""
-    module, _ = _load(select(name, device.type))
+    module, _ = _load(select(name, device.type, device.index))
     return getattr(module, name)
 
 
@@ -128,7 +128,7 @@ def run_checked(name: str, device: torch.device, check: Callable[[], None], *arg
 
     An implementation that looks at values itself (`CHECKS_VALUES`) comes first, and `check` only says what was wrong.
     """
-    module, _ = _load(select(name, device.type))
+    module, _ = _load(select(name, device.type, device.index))
     if not getattr(module, "CHECKS_VALUES", False):
         check()
         return getattr(module, name)(*args)
@@ -141,7 +141,7 @@ def run_checked(name: str, device: torch.device, check: Callable[[], None], *arg
 
 def optional_kernel(name: str, beside: str, device: torch.device) -> Callable | None:
     """A kernel not every implementation has, of the implementation that runs kernel `beside`; None if it has none."""
-    module, _ = _load(select(beside, device.type))
+    module, _ = _load(select(beside, device.type, device.index))
     return getattr(module, name, None)
 
 

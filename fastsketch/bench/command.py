@@ -91,7 +91,7 @@ def _step(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list
         try:
             # A graph's memory is a pool of its own: what the allocator says of a call leaves it out.
             new, times, _ = measure_case(name, recipe, about, replace(effort, memory=effort.memory and not captured))
-        except (AssertionError, RuntimeError) as error:
+        except (AssertionError, RuntimeError, FastsketchError) as error:
             print(f"{name} FAILED: {error}", flush=True)
             failed.append(name)
             continue

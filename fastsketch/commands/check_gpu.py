@@ -27,22 +27,25 @@ def main(arguments: Sequence[str]) -> int:
     gpus = verdict.gpus()
     if not gpus:
         raise FastsketchError("there is no CUDA device here")
-    failed = 0
+    results: list[str] = []
+
+    def show(case: str, wrong: str) -> None:
+        print(f"  {case:32} {f'FAILED: {wrong}' if wrong else 'right'}", flush=True)
+        results.append(wrong)
+
     for name in sorted(_backend.TRIED_FIRST):
-        module, reason = _backend.IMPLEMENTATIONS[name], _backend.why_not_loaded(name)
-        if reason:
+        if reason := _backend.why_not_loaded(name):
             print(f"{name}: not there ({reason})")
             continue
         for gpu, device in gpus.items():
             print(f"{name} on {gpu}", flush=True)
             try:
-                results = verdict.hold(module, gpu, device)
+                verdict.hold(_backend.IMPLEMENTATIONS[name], gpu, device, show)
             except NotTried as error:
                 raise FastsketchError(f"{name} could not be tried: {error}") from error
-            for case, wrong in results.items():
-                print(f"  {case:32} {f'FAILED: {wrong}' if wrong else 'right'}")
-                failed += bool(wrong)
-    if failed:
+    if not results:
+        raise FastsketchError("there are no GPU kernels here")
+    if failed := sum(map(bool, results)):
         print(f"{failed} failed: plain PyTorch takes the place of {'that' if failed == 1 else 'those'}")
         return 1
     print("all right: these kernels are used")

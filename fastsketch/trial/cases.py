@@ -50,8 +50,11 @@ def _equal(what: str, got: Tensor, want: Tensor) -> None:
 
 
 def patch_nce(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
-    """The method's own width; ragged; norms computed apart; all kinds of negatives."""
-    shapes = ((2, 256, 256), "image"), ((2, 77, 45), "same_region"), ((1, 1100, 64), "other_regions")
+    """The method's own width, and others; ragged; norms computed apart; all kinds of negatives."""
+    shapes = (
+        *(((2, 256, 256), "image"), ((1, 100, 128), "image")),
+        *(((2, 77, 45), "same_region"), ((1, 1100, 256), "other_regions")),
+    )
     for shape, negatives in shapes:
         query, key = (_randn(device, *shape, dtype=dtype, seed=seed) for seed in (1, 2))
         region = None if negatives == "image" else _below(4, device, *shape[:2])

@@ -1,5 +1,5 @@
-"""The process that tries kernels. It prints a line when the device is there, and one after each case: MARK, and in JSON
-the case's name and what was wrong, "" for nothing.
+"""The process that tries kernels. It prints a line when all but the kernels is seen to work, and one after each case:
+MARK, and in JSON the case's name and what was wrong, "" for nothing.
 
 What goes wrong in CUDA itself spoils everything after it in a process: then this one ends, and the next goes on.
 """
@@ -29,24 +29,40 @@ def _in_one_line(error: BaseException) -> str:
     return " ".join("".join(traceback.format_exception_only(error)).split())[:500]
 
 
+def _is_lack_of_memory(error: BaseException) -> bool:
+    signs = "out of memory", "ALLOC_FAILED"
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in signs)
+
+
+def _begin(device: torch.device, with_triton: bool) -> None:
+    """Do what a trial needs beside the kernels: what fails here (no compiler for Triton, say) is not their fault."""
+    x = torch.ones(16, 16, dtype=torch.float64, device=device)
+    (x @ x).sum().item()
+    if with_triton:
+        from fastsketch.trial.smallest import check
+
+        check(device)
+
+
 def try_here(module_name: str, device_name: str, names: Sequence[str]) -> int:
     """Try the cases of these names; the exit status."""
     device = torch.device(device_name)
-    torch.zeros(1, device=device).item()
+    on_gpu = device.type == "cuda"
     module = importlib.import_module(module_name)
-    _say("", "")
+    _begin(device, on_gpu and module_name.endswith(".triton"))
+    _say("", torch.cuda.get_device_name(device) if on_gpu else "")
     for name in names:
         wrong, status = "", 0
         try:
             CASES[name].check(module, device)
-            if device.type == "cuda":
+            if on_gpu:
                 torch.cuda.synchronize(device)
         except AssertionError as error:
             wrong = str(error) or "AssertionError"
-        except torch.OutOfMemoryError as error:
-            print(_in_one_line(error), file=sys.stderr)
-            return NO_MEMORY
         except Exception as error:
+            if _is_lack_of_memory(error):
+                print(_in_one_line(error), file=sys.stderr)
+                return NO_MEMORY
             wrong, status = _in_one_line(error), SPOILT
         _say(name, wrong)
         if status:

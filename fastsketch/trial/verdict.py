@@ -20,7 +20,7 @@ import torch
 from fastsketch.errors import FastsketchError
 from fastsketch.training.files import write_bytes
 from fastsketch.trial.cases import CASES
-from fastsketch.trial.run import NotTried, try_cases
+from fastsketch.trial.run import Show, try_cases
 
 logger = logging.getLogger("fastsketch")
 
@@ -29,24 +29,27 @@ _SOURCES = ("triton/*.py", "reference/*.py", "trial/*.py", "cuda.py", "_C.so", "
 _lock = threading.Lock()
 
 
-def why_not(module: str, kernel: str) -> str:
-    """Why a kernel is not to be used on this machine's GPUs; empty if it passed on every kind of them.
+def why_not(module: str, kernel: str, index: int | None = None) -> str:
+    """Why a kernel is not to be used on a GPU of this machine; empty if it passed there.
 
     The first question holds the trial, while other processes that ask wait for it.
+
+    Args:
+        module: name of an implementation's module.
+        kernel: one of its kernels.
+        index: of the GPU; None: the current one.
     """
     if os.environ.get("FASTSKETCH_GPU_CHECK") == "0":
         return ""
     if not torch.cuda.is_available():
         return "there is no CUDA device to check it on"
-    for gpu, device in gpus().items():
-        with _lock:
-            results, reason = _verdict(module, gpu, device)
-        for name, wrong in results.items():
-            if wrong and kernel in CASES[name].kernels:
-                reason = f"failed its check on {gpu} ({name}: {wrong})"
-        if reason:
-            return reason
-    return ""
+    gpu, device = gpu_at(torch.cuda.current_device() if index is None else index)
+    with _lock:
+        results, reason = _verdict(module, gpu, device)
+    for name, wrong in results.items():
+        if wrong and kernel in CASES[name].kernels:
+            reason = f"failed its check on {gpu} ({name}: {wrong})"
+    return reason
 
 
 def forget() -> None:
@@ -54,13 +57,19 @@ def forget() -> None:
     _verdict.cache_clear()
 
 
-def hold(module: str, gpu: str, device: str) -> dict[str, str]:
+def hold(module: str, gpu: str, device: str, show: Show = lambda name, wrong: None) -> dict[str, str]:
     """Hold the trial whatever is known, and keep what comes out: what was wrong in each case, "" for nothing.
+
+    Args:
+        module: name of an implementation's module.
+        gpu: kind of GPU, as `gpu_at` names it.
+        device: one of that kind.
+        show: called with each result as it comes.
 
     Raises:
         NotTried: it could not be held.
     """
-    results = try_cases(module, device, cases_of(module))
+    results = try_cases(module, device, cases_of(module), show=show)
     with contextlib.suppress(FastsketchError):  # a cache that cannot be written: the next process tries again
         write_bytes(kept_in(module, gpu), (json.dumps(_facts(gpu) | {"results": results}, indent=2) + "\n").encode())
     return results
@@ -79,13 +88,15 @@ def cases_of(module: str) -> list[str]:
     return [name for name, case in CASES.items() if all(hasattr(there, kernel) for kernel in case.kernels)]
 
 
+def gpu_at(index: int) -> tuple[str, str]:
+    """The kind of a GPU, and its name as a device."""
+    facts = torch.cuda.get_device_properties(index)
+    return f"{facts.name} (sm_{facts.major}{facts.minor})", f"cuda:{index}"
+
+
 def gpus() -> dict[str, str]:
-    """Each kind of GPU of this machine, and a device of that kind."""
-    found = {}
-    for number in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(number)
-        found.setdefault(f"{facts.name} (sm_{facts.major}{facts.minor})", f"cuda:{number}")
-    return found
+    """Each kind of GPU of this machine, and the first device of that kind."""
+    return dict(reversed([gpu_at(index) for index in range(torch.cuda.device_count())]))
 
 
 @cache
@@ -98,7 +109,7 @@ def _verdict(module: str, gpu: str, device: str) -> tuple[dict[str, str], str]:
         logger.warning("fastsketch: checking the kernels of %s on %s, once (kept in %s)", module, gpu, path)
         try:
             results = hold(module, gpu, device)
-        except NotTried as error:
+        except Exception as error:  # NotTried, or what nobody foresaw: the operator has the reference to go on with
             logger.warning("fastsketch: they could not be checked (%s): plain PyTorch takes their place", error)
             return {}, f"could not be checked on {gpu}: {error}"
     if failed := [name for name, wrong in results.items() if wrong]:
@@ -121,16 +132,16 @@ def _read(path: Path, cases: list[str]) -> dict[str, str] | None:
 @contextlib.contextmanager
 def _others_wait(path: Path) -> Iterator[None]:
     """Other processes that would hold the same trial wait, where the system and the folder allow it."""
-    try:
-        import fcntl
+    with contextlib.ExitStack() as stack:
+        try:
+            import fcntl
 
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_suffix(".lock").open("w")
-    except (ImportError, OSError):
-        yield
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.with_suffix(".lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            stack.callback(fcntl.flock, file, fcntl.LOCK_UN)  # a process forked meanwhile holds the file open
+        except (ImportError, OSError):
+            pass
         yield
 
 

@@ -6,7 +6,6 @@ There is no GPU here: modules of Python functions stand for the kernels, and the
 import importlib
 import json
 import logging
-import os
 import sys
 import textwrap
 import threading
@@ -44,6 +43,8 @@ def toy_gpu(kernels, tmp_path, monkeypatch):
     Trials are held in this process, which is quicker; the list that is returned has the modules tried.
     """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(verdict, "gpu_at", lambda index: (GPU, "cpu"))
     monkeypatch.setattr(verdict, "gpus", lambda: {GPU: "cpu"})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FASTSKETCH_GPU_CHECK", raising=False)
@@ -56,11 +57,14 @@ def toy_gpu(kernels, tmp_path, monkeypatch):
         forget()
         return held
 
-    def try_cases(module: str, device: str, names: list[str]) -> dict[str, str]:
+    def try_cases(module: str, device: str, names: list[str], show) -> dict[str, str]:
         held.append(module)
         if device != "cpu":
             raise run.NotTried("no such device")
-        return {name: wrong(CASES[name], importlib.import_module(module)) for name in names}
+        found = {name: wrong(CASES[name], importlib.import_module(module)) for name in names}
+        for name, said in found.items():
+            show(name, said)
+        return found
 
     monkeypatch.setattr(verdict, "try_cases", try_cases)
     yield machine
@@ -173,7 +177,7 @@ def test_without_a_gpu_nothing_is_tried(toy_gpu, monkeypatch):
 
 def test_a_trial_that_cannot_be_held_is_no_verdict(toy_gpu, monkeypatch, caplog):
     toy_gpu()
-    monkeypatch.setattr(verdict, "gpus", lambda: {GPU: "cuda:99"})
+    monkeypatch.setattr(verdict, "gpu_at", lambda index: (GPU, "cuda:99"))
     with caplog.at_level(logging.WARNING, "fastsketch"):
         assert used() == set()
     assert "they could not be checked (no such device)" in caplog.messages[-1]
@@ -193,12 +197,12 @@ def test_the_whole_in_a_process_of_its_own(toy_gpu, monkeypatch):
         ("def patch_nce_forward(*args): raise RuntimeError('CUDA error: misaligned address')", "misaligned address"),
         ("import os\ndef patch_nce_forward(*args): os.abort()", "ended by SIGABRT"),
         ("def patch_nce_forward(*args): raise AssertionError", "AssertionError"),
-        ("import time\ndef patch_nce_forward(*args): time.sleep(600)", "not done after 12 s"),
+        ("import time\ndef patch_nce_forward(*args): time.sleep(600)", "not done after 10 s"),
     ],
     ids=["error", "crash", "assertion", "hang"],
 )
 def test_one_that_fails_takes_no_other_with_it(kernels, source, said):
-    results = run.try_cases(kernels(source), "cpu", NAMES, limit=12)
+    results = run.try_cases(kernels(source), "cpu", NAMES, limit=10)
     assert list(results) == list(NAMES)
     assert said in results.pop("patch_nce, float32")
     assert set(results.values()) == {""}
@@ -210,8 +214,11 @@ def test_one_that_fails_takes_no_other_with_it(kernels, source, said):
         ("raise ImportError('no such library')", "ImportError: no such library"),
         ("import torch\ndef patch_nce_forward(*args): raise torch.OutOfMemoryError('full')", "OutOfMemoryError: full"),
         ("import os\ndef patch_nce_forward(*args): os._exit(7)", "exit status 7"),
+        ("import os\ndef patch_nce_forward(*args): os.kill(os.getpid(), 2)", "ended by SIGINT|KeyboardInterrupt"),
+        ("import os\ndef patch_nce_forward(*args): os.kill(os.getpid(), 9)", "ended by SIGKILL"),
+        ("def patch_nce_forward(*args): raise RuntimeError('CUBLAS_STATUS_ALLOC_FAILED')", "ALLOC_FAILED"),
     ],
-    ids=["import", "memory", "exit"],
+    ids=["import", "memory", "exit", "interrupted", "killed", "cublas"],
 )
 def test_what_is_not_the_kernels_fault(kernels, source, said):
     with pytest.raises(run.NotTried, match=said):
@@ -220,8 +227,60 @@ def test_what_is_not_the_kernels_fault(kernels, source, said):
 
 def test_a_child_has_the_default_settings(kernels, monkeypatch):
     monkeypatch.setenv("FASTSKETCH_FP32", "tf32")
-    source = "import os\ndef place_positions(*args): raise ValueError(os.environ.get('FASTSKETCH_FP32'))"
-    assert run.try_cases(kernels(source), "cpu", NAMES[:1]) == {"place_positions": "ValueError: None"}
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    source = """
+        import os
+        def place_positions(*args):
+            raise ValueError(f"{os.environ['FASTSKETCH_FP32']} {'TRITON_INTERPRET' in os.environ}")
+    """
+    assert run.try_cases(kernels(source), "cpu", NAMES[:1]) == {"place_positions": "ValueError: tf32x3 False"}
+
+
+def test_after_two_that_hang_the_rest_is_not_tried(kernels):
+    shown = []
+    source = "import time; time.sleep(600)\n"
+    with pytest.raises(run.NotTried, match="not begun after 1 s"):
+        run.try_cases(kernels(source), "cpu", NAMES, limit=1)
+    source = "import time\ndef patch_nce_forward(*args): time.sleep(600)\ndef place_positions(*args): time.sleep(600)"
+    results = run.try_cases(kernels(source), "cpu", NAMES, 8, lambda *result: shown.append(result))
+    assert list(results.items()) == shown
+    assert [*results.values()] == ["not done after 8 s"] * 2 + ["not tried, after two that did not end"]
+
+
+@pytest.mark.parametrize("executable", [None, "/nowhere/python"])
+def test_no_python_to_start(kernels, monkeypatch, executable):
+    monkeypatch.setattr(sys, "executable", executable)
+    with pytest.raises(run.NotTried, match=r"cannot start a Python|No such file"):
+        run.try_cases(kernels(""), "cpu", NAMES)
+
+
+def test_any_error_of_the_trial_leaves_the_reference(toy_gpu, monkeypatch, caplog):
+    toy_gpu()
+    monkeypatch.setattr(verdict, "try_cases", lambda *args, **kwargs: 1 / 0)
+    with caplog.at_level(logging.WARNING, "fastsketch"):
+        assert used() == set()
+    assert "could not be checked (division by zero)" in caplog.messages[-1]
+
+
+def test_where_files_cannot_be_locked_it_is_tried_all_the_same(toy_gpu, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    held = toy_gpu()
+    assert used() == set(_backend.KERNELS)
+    assert len(held) == 1
+
+
+def test_each_kind_of_gpu_has_a_verdict_of_its_own(toy_gpu, monkeypatch):
+    held = toy_gpu()
+    monkeypatch.setattr(verdict, "gpu_at", lambda index: ((GPU, "cpu"), ("Old GPU (sm_50)", "cuda:99"))[index])
+    assert _backend.select("gather_layers", "cuda", 1) == "reference"
+    assert _backend.select("gather_layers", "cuda", 0) == "triton"
+    assert _backend.select("gather_layers", "cuda") == "triton"
+    assert len(held) == 2
 
 
 def test_only_cases_of_kernels_that_are_there():
@@ -255,9 +314,12 @@ def test_the_command_with_a_failure(toy_gpu, capsys):
     assert len(held) == 1, "what the command found is kept"
 
 
-def test_the_command_without_a_gpu(toy_gpu, monkeypatch, capsys):
+def test_the_command_with_nothing_to_try(toy_gpu, monkeypatch, capsys):
     toy_gpu()
+    monkeypatch.setitem(_backend.IMPLEMENTATIONS, "triton", "fastsketch._nothing_of_that_name")
+    _backend.forget()
+    assert command() == 1
+    assert capsys.readouterr().err == "fastsketch: error: there are no GPU kernels here\n"
     monkeypatch.setattr(verdict, "gpus", dict)
     assert command() == 1
     assert capsys.readouterr().err == "fastsketch: error: there is no CUDA device here\n"
-    assert os.environ.get("FASTSKETCH_GPU_CHECK") is None
