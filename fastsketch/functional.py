@@ -7,6 +7,7 @@ source, [D] this project's decision.
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -36,6 +37,11 @@ def _check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> 
         raise TypeError(f"{name} must be one of {allowed}, got {value.dtype}")
 
 
+def _check_list(name: str, value: object) -> None:
+    if isinstance(value, Tensor) or not hasattr(value, "__len__"):
+        raise TypeError(f"{name} must be a list of tensors, one a layer, got {type(value).__name__}")
+
+
 def _check_like(name: str, value: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
     if tuple(value.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
@@ -48,9 +54,18 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise TypeError(f"{name} must be a number, got a tensor that wants a gradient, which would be lost")
+        if value.numel() != 1:
+            raise TypeError(f"{name} must be a number, got a tensor of shape {list(value.shape)}")
+    elif not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
 def _check_above_zero(name: str, value: float) -> None:
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise TypeError(f"{name} must be a number, got a tensor that wants a gradient, which would be lost")
+    _check_number(name, value)
     if not 0 < value < math.inf:  # math.isfinite would break the graph where torch.compile makes the float symbolic
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
@@ -74,14 +89,15 @@ def patch_nce(
     loss 0 and gradient 0.
 
     Args:
-        query: [B, S, D], float32, bfloat16, float16 or float64, any strides.
+        query: [B, S, D], D at least 1, float32, bfloat16, float16 or float64, any strides.
         key: like `query`. Detach it (as CUT does) where its gradient is not wanted.
         temperature: τ, positive.
         negatives: ``image``: the image's other samples [L: CUT]; ``same_region``, ``other_regions``: those of them in
             the query's region, or not in it [D, from the paper's regional constraint]; ``batch``: all other
             samples of all images.
         region: [B, S] integer, the region of each sample; needed by the two regional choices, refused by the others.
-        weight: [B, S] floating, factor of each query's loss (its multiplicity [D]), non-negative.
+        weight: [B, S] floating, factor of each query's loss (its multiplicity [D]), finite, non-negative. A compiled
+            graph does not look at its values.
         normalize: divide query and key by (their L2 norm + 1e-7) first, in float32 whatever the dtype.
         reduction: ``mean``: Σ wℓ / Σ w (weights default to 1; 0 if all are 0, or there are no queries), as
             `torch.nn.functional.cross_entropy` weighs; ``sum``: Σ wℓ; ``none``: wℓ, [B, S].
@@ -93,12 +109,15 @@ def patch_nce(
 
     Raises:
         TypeError: a wrong type or dtype, or a temperature that wants a gradient (divide `query` by it instead).
-        ValueError: a wrong shape, device, choice or temperature, or a region missing or not wanted.
+        ValueError: a wrong shape (D = 0 too), device, choice or temperature, a region missing or not wanted, or a
+            negative or infinite weight or NaN.
     """
     _check_tensor("query", query, _FLOATING)
     _check_tensor("key", key, _FLOATING)
     if query.dim() != 3:
         raise ValueError(f"query must be [B, S, D], got shape {list(query.shape)}")
+    if query.shape[2] == 0:
+        raise ValueError(f"query must be [B, S, D] with D at least 1, got shape {list(query.shape)}")
     _check_like("key", key, query.shape, query)
     if key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
         raise TypeError(f"key must have query's dtype {query.dtype}, got {key.dtype}")
@@ -117,6 +136,7 @@ def patch_nce(
     if weight is not None:
         _check_tensor("weight", weight, _FLOATING)
         _check_like("weight", weight, (batch, samples), query)
+        _patch_nce.check_weight(weight)
 
     if negatives == "batch":
         query, key = (x.reshape(1, batch * samples, width) for x in (query, key))
@@ -209,10 +229,12 @@ def gather_layers(features: Sequence[Tensor], index: Sequence[Tensor], *, differ
         One [B, S, C] a layer, in the dtype of its features, contiguous.
 
     Raises:
-        TypeError: a wrong type or dtype.
+        TypeError: a wrong type or dtype, a single tensor in place of a list.
         ValueError: not as many of both, none at all, a wrong shape or device; a position out of range.
     """
-    if not features or len(features) != len(index):
+    _check_list("features", features)
+    _check_list("index", index)
+    if len(features) == 0 or len(features) != len(index):
         raise ValueError(
             f"features and index must hold as many tensors, at least one, got {len(features)} and {len(index)}"
         )
@@ -232,17 +254,19 @@ def project_patches(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -> 
     r"""Project the patches of several layers, each by its own MLP: relu(x W₁ᵀ + b₁) W₂ᵀ + b₂ [L: CUT's netF].
 
     Args:
-        patches: one [B, S, C_l] a layer, floating, any strides.
+        patches: one [B, S, C_l] a layer, floating, any strides; C_l at least 1.
         parameters: of each layer W₁ [H, C_l], b₁ [H], W₂ [D, H] and b₂ [D], one layer after the other, in the patches'
-            dtype; H and D are the same for all layers.
+            dtype; H and D are the same for all layers, at least 1.
 
     Returns:
         [L, B, S, D] in the patches' dtype. Any number of times differentiable.
 
     Raises:
-        TypeError: a wrong type, or several dtypes.
-        ValueError: a wrong shape, number or device.
+        TypeError: a wrong type (a single tensor in place of a list too), or several dtypes.
+        ValueError: a wrong shape, number or device; a width C_l, H or D of 0.
     """
+    _check_list("patches", patches)
+    _check_list("parameters", parameters)
 
     def check() -> None:
         _check_projection(patches, parameters)
@@ -263,6 +287,8 @@ def project_and_normalize(patches: Sequence[Tensor], parameters: Sequence[Tensor
     Raises:
         TypeError, ValueError: as `project_patches`.
     """
+    _check_list("patches", patches)
+    _check_list("parameters", parameters)
 
     def check() -> None:
         _check_projection(patches, parameters)
@@ -271,7 +297,7 @@ def project_and_normalize(patches: Sequence[Tensor], parameters: Sequence[Tensor
 
 
 def _check_projection(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
-    if not patches or len(parameters) != 4 * len(patches):
+    if len(patches) == 0 or len(parameters) != 4 * len(patches):
         raise ValueError(
             f"parameters must hold four tensors for each of the patches (at least one), got {len(parameters)} for "
             f"{len(patches)}"
@@ -280,12 +306,41 @@ def _check_projection(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -
         _check_tensor(f"patches[{layer}]", x, (patches[0].dtype,) if layer else _FLOATING)
         if x.dim() != 3:
             raise ValueError(f"patches[{layer}] must be [B, S, C], got shape {list(x.shape)}")
+        if x.shape[2] == 0:
+            raise ValueError(f"patches[{layer}] must be [B, S, C] with C at least 1, got shape {list(x.shape)}")
         _check_like(f"patches[{layer}]", x, (*patches[0].shape[:2], x.shape[2]), patches[0])
-        hidden, dim = parameters[0].shape[0], parameters[2].shape[0]
+    sides = []
+    for part, (names, width) in ((0, ("[H, C]", "H")), (2, ("[D, H]", "D"))):
+        weight = parameters[part]
+        _check_tensor(f"parameters[{part}]", weight, (patches[0].dtype,))
+        if weight.dim() != 2 or weight.shape[0] == 0:
+            raise ValueError(
+                f"parameters[{part}] must be {names} with {width} at least 1, got shape {list(weight.shape)}"
+            )
+        sides.append(weight.shape[0])
+    hidden, dim = sides
+    for layer, x in enumerate(patches):
         for part, shape in enumerate(((hidden, x.shape[2]), (hidden,), (dim, hidden), (dim,))):
             name = f"parameters[{4 * layer + part}]"
             _check_tensor(name, parameters[4 * layer + part], (x.dtype,))
             _check_like(name, parameters[4 * layer + part], shape, x)
+
+
+def _check_sides(name: str, value: Sequence[int]) -> None:
+    """A pair of positive whole numbers; sizes of a compiled graph are symbolic."""
+    if isinstance(value, (Tensor, str)) or not hasattr(value, "__len__"):
+        raise TypeError(f"{name} must be a pair of ints, height and width, got {type(value).__name__}")
+    if len(value) != 2:
+        raise ValueError(f"{name} must be a pair of ints, height and width, got {len(value)} of them")
+    for side in value:
+        _check_whole(name, side)
+    if value[0] < 1 or value[1] < 1:
+        raise ValueError(f"{name} must be positive, got {tuple(value)}")
+
+
+def _check_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Integral)):
+        raise TypeError(f"{name} must hold ints, got {value!r}")
 
 
 def place_positions(
@@ -300,7 +355,7 @@ def place_positions(
     """Put positions of one grid into finer (or coarser) ones that cover the same picture [D].
 
     Args:
-        index: int64 [B, S] flat positions on `grid`.
+        index: int64 [B, S] flat positions on `grid`, in [0, h·w).
         grid: (h, w) the positions were drawn on.
         sizes: (H, W) of each of the L other grids, borders included.
         borders: cells on each side of each grid that lie outside the picture (3 for CUT's padded input); None: none.
@@ -312,16 +367,24 @@ def place_positions(
         One int64 [B, S] a grid: flat positions, each a cell of the block that its cell of `grid` covers.
 
     Raises:
-        TypeError: a wrong type or dtype.
-        ValueError: a wrong shape or device, a border that leaves nothing, both `uniform` and `generator`.
+        TypeError: a wrong type or dtype; sides or borders that are not ints.
+        ValueError: a wrong shape or device; `grid` or one of `sizes` not a pair of positive ints; not as many borders
+            as sizes, a negative one, or one that leaves nothing; both `uniform` and `generator`; a position that is not
+            on `grid`; `uniform` outside [0, 1] or NaN.
     """
     _check_tensor("index", index, (torch.int64,))
     if index.dim() != 2:
         raise ValueError(f"index must be [B, S], got shape {list(index.shape)}")
+    _check_sides("grid", grid)
+    if isinstance(sizes, (Tensor, str)) or not hasattr(sizes, "__len__"):
+        raise TypeError(f"sizes must be a list of pairs, height and width, got {type(sizes).__name__}")
+    for number, size in enumerate(sizes):
+        _check_sides(f"sizes[{number}]", size)
     borders = [0] * len(sizes) if borders is None else list(borders)
     if len(borders) != len(sizes):
         raise ValueError(f"borders must hold one number for each of the {len(sizes)} sizes, got {len(borders)}")
     for size, border in zip(sizes, borders, strict=True):
+        _check_whole("borders", border)
         if border < 0 or min(size) <= 2 * border:
             raise ValueError(f"borders: {border} on each side leaves nothing of size {tuple(size)}")
     shape = (len(sizes), 2, *index.shape)
@@ -380,6 +443,7 @@ def sample_patches(
     positions = density.shape[1:].numel()
     if not 1 <= num_patches <= positions:
         raise ValueError(f"num_patches must be 1 to {positions}, the positions of an image, got {num_patches}")
+    _check_number("threshold", threshold)
     if not 0 <= threshold < math.inf:
         raise ValueError(f"threshold must be non-negative and finite, got {threshold}")
     _check_above_zero("boost", boost)
@@ -425,8 +489,8 @@ def attention_statistics(
         derivative on the matrix is stored.
 
     Raises:
-        TypeError: a wrong type or dtype.
-        ValueError: a wrong shape, device or scale.
+        TypeError: a wrong type or dtype, or a scale that wants a gradient (multiply `query` by it instead).
+        ValueError: a wrong shape (nothing may be 0), device or scale.
     """
     _check_tensor("query", query, _FLOATING)
     _check_tensor("key", key, _FLOATING)
@@ -439,6 +503,7 @@ def attention_statistics(
         raise TypeError(f"key must have query's dtype {query.dtype}, got {key.dtype}")
     if scale is None:
         scale = query.shape[-1] ** -0.5
+    _check_number("scale", scale)
     if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     return _attention.attention_statistics(query, key, float(scale))

@@ -75,7 +75,8 @@ class PatchNCELoss(nn.Module):
             Losses [B·S], float32 (float64 for float64 input).
 
         Raises:
-            ValueError: other shapes, or no number of images is known that divides the rows.
+            ValueError: other shapes, an empty batch of `PatchSampleF`, or no number of images is known that divides
+                the rows.
         """
         shape = self._shape(feat_q, feat_k)
         temperature = self.opt.nce_T
@@ -108,6 +109,8 @@ class PatchNCELoss(nn.Module):
         if from_q is not None and from_k is not None and from_q != from_k:
             raise ValueError(f"feat_q holds {from_q} images, feat_k {from_k}: they must agree")
         noted = from_k if from_q is None else from_q
+        if noted == 0:
+            raise ValueError("feat_q and feat_k hold patches of no image: the batch that PatchSampleF got was empty")
         num_images = self.opt.batch_size if noted is None else noted
         if num_images < 1 or rows % num_images:
             raise ValueError(
@@ -126,12 +129,12 @@ class PatchSampleF(nn.Module):
             checkpoint's shapes.
         init_type: normal, xavier, kaiming or orthogonal; biases start at 0.
         init_gain: standard deviation of normal, gain of xavier and orthogonal.
-        nc: projected width.
+        nc: projected width, at least 1; not used without mlp.
         gpu_ids: CUDA devices, the mlps are made on the first; if empty, on the features' device.
         opt: kept and not used; some projects hand their options over.
 
     Raises:
-        ValueError: for an unknown `init_type`.
+        ValueError: for an unknown `init_type`, or an `nc` below 1.
     """
 
     def __init__(
@@ -146,6 +149,8 @@ class PatchSampleF(nn.Module):
         super().__init__()
         if init_type not in INITIALISERS:
             raise ValueError(f"init_type must be one of {list(INITIALISERS)}, got {init_type!r}")
+        if use_mlp and nc < 1:
+            raise ValueError(f"nc must be at least 1, got {nc}")
         self.l2norm = Normalize(2)
         self.use_mlp = use_mlp
         self.nc = nc
@@ -201,6 +206,7 @@ class PatchSampleF(nn.Module):
             channel, not over the channels, and so are these.
 
         Raises:
+            TypeError: `feats` is a single tensor, or `patch_ids` are not integers.
             ValueError: `feats`, `num_patches`, `patch_ids` and the mlps do not fit together.
         """
         self._check(feats, num_patches, patch_ids)
@@ -211,7 +217,7 @@ class PatchSampleF(nn.Module):
             patch_ids = self.draw_ids(sizes, num_patches, feats[0].device)
 
         if num_patches > 0:
-            ids = [self._as_ids(i, feats[0].device) for i in patch_ids[: len(feats)]]
+            ids = [self._as_ids(i, feats[0].device, n) for n, i in enumerate(patch_ids[: len(feats)])]
             return_feats = self._project_layers(gather_layers(feats, ids, differentiable=True))
             for feat, patches in zip(feats, return_feats, strict=True):
                 patches.num_images = feat.shape[0]
@@ -234,10 +240,16 @@ class PatchSampleF(nn.Module):
         return list(everything.split([len(layer) for layer in ids]))
 
     @staticmethod
-    def _as_ids(ids: Tensor | np.ndarray | Sequence[int], device: torch.device) -> Tensor:
+    def _as_ids(ids: Tensor | np.ndarray | Sequence[int], device: torch.device, feat_id: int) -> Tensor:
         """int64 on the device; a numpy array is copied, since its owner may shuffle it before the backward."""
         make = torch.tensor if isinstance(ids, np.ndarray) else torch.as_tensor
-        return make(ids, dtype=torch.int64, device=device)
+        made = make(ids, device=device)
+        if made.dim() == 0:
+            raise TypeError(f"patch_ids must hold positions for each layer, got a number for layer {feat_id}")
+        fractional = made.is_floating_point() or made.is_complex() or made.dtype == torch.bool
+        if fractional and made.numel():  # an empty list has no dtype of its own
+            raise TypeError(f"patch_ids[{feat_id}] must hold integers, got {made.dtype}")
+        return made.to(torch.int64)
 
     def _project_layers(self, patches: Sequence[Tensor]) -> list[Tensor]:  # each [B, S, C] -> [B·S, nc]
         """Project and normalise, all layers in one call where they are alike and the modules are as they were made."""
@@ -285,6 +297,8 @@ class PatchSampleF(nn.Module):
 
     @staticmethod
     def _check(feats: Sequence[Tensor], num_patches: int, patch_ids: Sequence | None) -> None:
+        if isinstance(feats, Tensor):
+            raise TypeError("feats must be a list of tensors, one a layer, got Tensor")
         if not feats:
             raise ValueError("feats must have at least one layer, got none")
         for feat_id, feat in enumerate(feats):

@@ -38,8 +38,13 @@ class PatchNCELoss(cut.PatchNCELoss):
             ValueError: other shapes.
         """
         self._check(feat_q, feat_k)
-        query, key = feat_q[None], feat_k.detach()[None]
-        return patch_nce(query, key, temperature=self.opt.nce_T, normalize=True, reduction="none")[0]
+        query, key, temperature = feat_q, feat_k.detach(), self.opt.nce_T
+        learned = isinstance(temperature, Tensor) and temperature.requires_grad
+        if learned:  # let autograd see it: dividing queries by it takes normalised ones
+            dtype = torch.promote_types(feat_q.dtype, torch.float32)
+            unit = cut.Normalize(2)
+            query, key, temperature = unit(query.to(dtype)) / temperature, unit(key.to(dtype)), 1.0
+        return patch_nce(query[None], key[None], temperature=temperature, normalize=not learned, reduction="none")[0]
 
 
 PatchNCELoss2 = cut.PatchNCELoss

@@ -3,6 +3,7 @@
 `PatchSampleF` is CUT's, with positions from torch.randperm; `PatchNCELoss` is CUT's.
 """
 
+import math
 from argparse import Namespace
 from typing import Any
 
@@ -23,7 +24,7 @@ class MoNCELoss(cut.PatchNCELoss):
 
     Args:
         opt: the options, read at each call: CUT's, and `eps` (ε > 0), `cost_type` ("easy" or "hard"),
-            `neg_term_weight`, `num_patches`.
+            `neg_term_weight` (≥ 0), `num_patches` (≥ 1).
         detach_plan: leave the plan out of the gradient [D]; MoNCE does not.
     """
 
@@ -47,8 +48,10 @@ class MoNCELoss(cut.PatchNCELoss):
             Losses [B·S], float32 (float64 for float64 input).
 
         Raises:
+            TypeError, ValueError: an option that is no number, or out of its range.
             ValueError: other shapes, an unknown `opt.cost_type`, or no number of images is known that divides the rows.
         """
+        self._check_options()
         if self.opt.cost_type not in ("easy", "hard"):
             raise ValueError(f"opt.cost_type must be easy or hard, got {self.opt.cost_type!r}")
         shape = self._shape(feat_q, feat_k)
@@ -64,3 +67,19 @@ class MoNCELoss(cut.PatchNCELoss):
             logits = products / self.opt.nce_T + weight.log().masked_fill(diagonal, 0.0)  # the diagonal is the positive
             target = torch.arange(shape[1], device=query.device).expand(shape[:2])
             return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+
+    def _check_options(self) -> None:
+        """Refuse options out of their range; a tensor (a learned one, say) is not looked at."""
+        for name, wanted, fits in (
+            ("nce_T", "positive and finite", lambda value: 0 < value < math.inf),
+            ("eps", "positive and finite", lambda value: 0 < value < math.inf),
+            ("num_patches", "at least 1 and finite", lambda value: 1 <= value < math.inf),
+            ("neg_term_weight", "non-negative and finite", lambda value: 0 <= value < math.inf),
+        ):
+            value = getattr(self.opt, name)
+            if isinstance(value, Tensor):
+                continue
+            if not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
+                raise TypeError(f"opt.{name} must be a number, got {value!r}")
+            if not fits(value):
+                raise ValueError(f"opt.{name} must be {wanted}, got {value}")

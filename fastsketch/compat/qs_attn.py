@@ -24,12 +24,19 @@ def select_queries(features: Tensor, num_patches: int) -> tuple[Tensor, Tensor]:
 
     Args:
         features: [B, C, *spatial], any floating dtype.
-        num_patches: S; all positions if there are fewer.
+        num_patches: S, 0 or more; all positions if there are fewer.
 
     Returns:
         (index, rows): int64 [B, S] by ascending entropy, and [B, S, N] in float32 (float64 for float64), through
         which gradients reach `features`. Positions of equal entropy may come in another order than in QS-Attn.
+
+    Raises:
+        ValueError: a negative `num_patches`, or features that are not [B, C, *spatial] or are empty.
     """
+    if num_patches < 0:
+        raise ValueError(f"num_patches must be 0 or more, got {num_patches}")
+    if features.dim() < 3 or 0 in features.shape:
+        raise ValueError(f"features must be [B, C, *spatial], not empty, got shape {list(features.shape)}")
     flat = features.flatten(2).to(torch.promote_types(features.dtype, torch.float32))  # [B, C, N]
     with torch.autocast(features.device.type, enabled=False):
         with torch.no_grad():

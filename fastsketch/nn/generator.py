@@ -61,7 +61,7 @@ class ResnetGenerator(nn.Module):
     Args:
         in_channels: of the picture; the encoder also reads generated sketches, expanded to this many channels.
         out_channels: of the sketch.
-        width: channels of the first convolution.
+        width: channels of the first convolution, at least 1.
         blocks: residual blocks, at least those the taps need.
         mask_channel: take a mask as one more input channel.
         attention: put `DualAttention` behind the last tapped layer.
@@ -69,6 +69,10 @@ class ResnetGenerator(nn.Module):
             norm's number stands for the map behind its ReLU.
 
     On a CPU it is differentiable once, unless `fastsketch.nn.own_kernels.use_own_kernels(self, False)`.
+
+    Raises:
+        ValueError: a number of channels below 1, too few blocks for the taps, taps that do not ascend, or none that
+            `attention` can stand behind.
     """
 
     def __init__(
@@ -83,6 +87,11 @@ class ResnetGenerator(nn.Module):
         tap_layers: Sequence[int] = (0, 4, 8, 12, 16),
     ) -> None:
         super().__init__()
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("width", width)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if blocks < 0:
+            raise ValueError(f"blocks must be at least 0, got {blocks}")
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.mask_channel = mask_channel
@@ -102,8 +111,11 @@ class ResnetGenerator(nn.Module):
         self.model = nn.Sequential(*model)
 
         taps = self.tap_layers
-        if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] > last_block:
-            raise ValueError(f"tap_layers must ascend within 0 to {last_block}, got {taps}")
+        if not taps or list(taps) != sorted(set(taps)) or taps[0] < 0:
+            raise ValueError(f"tap_layers must ascend from 0 or more, got {taps}")
+        if taps[-1] > last_block:
+            least = taps[-1] - encoder_start + 1
+            raise ValueError(f"blocks must be at least {least} for tap_layers {taps}, got {blocks}")
         if attention and taps[-1] < encoder_start:
             raise ValueError(f"attention needs a last tap at {encoder_start} or later, got {taps[-1]}")
         self.attention = DualAttention(4 * width) if attention else None

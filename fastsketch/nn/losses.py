@@ -36,13 +36,19 @@ class MultiLayerPatchNCE(nn.Module):
             query: [L, B, S, D] projected patches of the generated picture, not normalised.
             key: [L, B, S, D] of the source; detached here.
             region: integer [B, S]; used by the regional choices of negatives only.
-            weight: [B, S] factor of each query.
+            weight: [B, S] floating factor of each query, finite, non-negative.
 
         Returns:
             float32 [B]: mean over layers of the (weighted) mean over queries; average it for the batch's loss.
+
+        Raises:
+            TypeError, ValueError: as `fastsketch.patch_nce`; a weight that is not [B, S].
         """
         layers, batch, samples, dim = query.shape
         regional = self.negatives in ("same_region", "other_regions")
+        if weight is not None and (not isinstance(weight, Tensor) or tuple(weight.shape) != (batch, samples)):
+            got = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+            raise ValueError(f"weight must be a tensor of shape [{batch}, {samples}], got {got}")
         rows = (layers, batch * samples, dim) if self.negatives == "batch" else (layers * batch, samples, dim)
         loss = patch_nce(
             query.reshape(rows),
@@ -50,13 +56,14 @@ class MultiLayerPatchNCE(nn.Module):
             temperature=self.temperature,
             negatives="image" if self.negatives == "batch" else self.negatives,
             region=region.repeat(layers, 1) if regional and region is not None else None,
+            weight=None if weight is None else weight.expand(layers, -1, -1).reshape(rows[:2]),
             normalize=True,
             reduction="none",
         ).view(layers, batch, samples)
         if weight is None:
             return loss.mean((0, 2))
-        total = weight.sum(1)
-        return (loss * weight).sum(2).mean(0) / torch.where(total > 0, total, 1)
+        total = weight.to(loss.dtype).sum(1)
+        return loss.sum(2).mean(0) / torch.where(total > 0, total, 1)
 
 
 class LeastSquaresGANLoss(nn.Module):

@@ -37,12 +37,17 @@ class PatchProjection(nn.Module):
 
     Args:
         channels: C of each layer; None: read from the first input (or from a checkpoint).
-        dim: D.
+        dim: D, at least 1.
         gain: scale of the initial weights.
+
+    Raises:
+        ValueError: a `dim` below 1.
     """
 
     def __init__(self, channels: Sequence[int] | None = None, dim: int = 256, gain: float = 0.02) -> None:
         super().__init__()
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1, got {dim}")
         self.dim = dim
         self.gain = gain
         self.num_layers = 0

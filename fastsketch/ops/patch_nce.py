@@ -11,7 +11,7 @@ from torch.autograd import Function
 
 from fastsketch import _backend
 from fastsketch.ops import formula
-from fastsketch.ops.eager import is_transformed, nothing_looks_on
+from fastsketch.ops.eager import are_plain, is_transformed, nothing_looks_on
 from fastsketch.reference import patch_nce as plain
 from fastsketch.reference.patch_nce import accumulation_dtype
 
@@ -158,6 +158,18 @@ class PatchNCE(Function):
         if needed[1]:
             grad_key = patch_nce_backward(grad_loss, query, key, region, *rest, *ctx.options, False, True)[1]
         return None, grad_query, grad_key, None, None, None, None
+
+
+def check_weight(weight: Tensor) -> None:
+    """Refuse weights that are negative, infinite or NaN, where values are checked and there are any: a tracer's tensors
+    have none.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not are_plain((weight,)):
+        return
+    if weight.numel() and _backend.checks_values(weight):
+        low, high = (float(x) for x in weight.detach().aminmax())
+        if not (low >= 0 and high < float("inf")):
+            raise ValueError(f"weight must be finite and non-negative, got {low} to {high}")
 
 
 def patch_nce_losses(

@@ -98,7 +98,7 @@ class ProjectAndNormalize(Function):
 
 def _project(patches: Sequence[Tensor], parameters: Sequence[Tensor], check: Callable[[], None], normalize: bool):
     kernel = None
-    if patches and nothing_looks_on(*patches, *parameters) and patches[0].dtype in (torch.float32, torch.float64):
+    if len(patches) and nothing_looks_on(*patches, *parameters) and patches[0].dtype in (torch.float32, torch.float64):
         kernel = _kernel("project_patches_forward", patches[0].device)
         if normalize and _kernel("normalize_layers", patches[0].device) is None:
             kernel = None
@@ -106,6 +106,8 @@ def _project(patches: Sequence[Tensor], parameters: Sequence[Tensor], check: Cal
         check()
         return (plain.project_and_normalize if normalize else plain.project_patches)(patches, parameters)
     try:
+        if not all(weight.numel() for weight in parameters[::2]):  # a width of 0: kernels read at least one
+            check()
         if torch.is_grad_enabled() and any(x.requires_grad for x in (*patches, *parameters)):
             function = ProjectAndNormalize if normalize else ProjectPatches
             return function.apply(kernel, len(patches), *patches, *parameters)

@@ -167,6 +167,41 @@ def test_without_a_note_opt_batch_size_counts():
         loss(q, k[:3])
 
 
+def test_an_empty_batch_is_named():
+    patches, _ = PatchSampleF()(make_feats(0), 4)
+    with pytest.raises(ValueError, match=r"feat_q and feat_k hold patches of no image: the batch .* was empty"):
+        PatchNCELoss(options(batch_size=4))(patches[0], patches[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (lambda i: i.float(), r"patch_ids\[1\] must hold integers, got torch.float32"),
+        (lambda i: i > 1, r"patch_ids\[1\] must hold integers, got torch.bool"),
+        (lambda i: i.double().numpy(), r"patch_ids\[1\] must hold integers, got torch.float64"),
+        (lambda i: (i > 1).numpy(), r"patch_ids\[1\] must hold integers, got torch.bool"),
+        (lambda i: i.double().tolist(), r"patch_ids\[1\] must hold integers, got torch.float"),
+        (lambda i: int(i[0]), "patch_ids must hold positions for each layer, got a number for layer 1"),
+    ],
+)
+def test_ids_are_integers(make, got):
+    netf, feats = PatchSampleF(), make_feats(2)
+    _, ids = netf(feats, 4)
+    ids[1] = make(ids[1])
+    with pytest.raises(TypeError, match=got):
+        netf(feats, 4, ids)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.uint16])
+def test_ids_of_any_integers(dtype):
+    netf, feats = PatchSampleF(), make_feats(2)
+    wanted, ids = netf(feats, 4)
+    patches, again = netf(feats, 4, np.stack([i.numpy() for i in ids]).astype(dtype))
+    assert all(torch.equal(a, b) for a, b in zip([*patches, *again], [*wanted, *ids], strict=True))
+    patches, again = netf(feats, 4, [[], [np.int64(1), 2], ids[2]])
+    assert [len(i) for i in again] == [0, 2, 4]
+
+
 def test_bad_calls_name_the_argument():
     netf = PatchSampleF(use_mlp=True, nc=32)
     feats = make_feats(1)
@@ -181,6 +216,10 @@ def test_bad_calls_name_the_argument():
         netf([feats[0], feats[0]], 4)
     with pytest.raises(ValueError, match="no mlp_3"):
         netf([*feats, feats[0]], 4)
+    with pytest.raises(TypeError, match="feats must be a list of tensors, one a layer, got Tensor"):
+        netf(feats[0], 4)
+    with pytest.raises(ValueError, match="nc must be at least 1, got 0"):
+        PatchSampleF(use_mlp=True, nc=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

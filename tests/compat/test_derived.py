@@ -39,6 +39,26 @@ def test_dclgan_takes_cosines_over_the_whole_batch():
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-7)
 
 
+def test_dclgan_learns_its_temperature():
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 12, 8, dtype=torch.float64)
+    results = []
+    for learned in (True, False):
+        x, temperature = q.clone().requires_grad_(), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        if learned:
+            loss = dclgan.PatchNCELoss(SimpleNamespace(nce_T=temperature))(x, k)
+        else:
+            unit = [t / (t.norm(dim=1, keepdim=True) + 1e-7) for t in (x, k)]
+            loss = F.cross_entropy(unit[0] @ unit[1].T / temperature, torch.arange(12), reduction="none")
+        results.append([loss, *torch.autograd.grad(loss.square().sum(), (x, temperature))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+    fixed = dclgan.PatchNCELoss(SimpleNamespace(nce_T=0.3))
+    torch.testing.assert_close(fixed(q, k), results[0][0])
+    half = dclgan.PatchNCELoss(SimpleNamespace(nce_T=torch.tensor(0.3, requires_grad=True)))
+    torch.testing.assert_close(half(q.bfloat16(), k.bfloat16()), fixed(q.bfloat16(), k.bfloat16()))
+
+
 def test_dclgan_draws_by_randperm_and_two_networks_share_ids():
     first, second = (dclgan.PatchSampleF(True, nc=16) for _ in range(2))
     feats = make_feats(layers=3)
@@ -81,6 +101,17 @@ def test_qs_attn_selects_and_routes(dtype):
     (got,) = torch.autograd.grad((rows.double() * weights).sum(), feat)
     (wanted,) = torch.autograd.grad((expected * weights).sum(), feat)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_qs_attn_names_what_is_wrong():
+    feat = make_feats(2)[3]
+    with pytest.raises(ValueError, match="num_patches must be 0 or more, got -1"):
+        qs_attn.select_queries(feat, -1)
+    with pytest.raises(ValueError, match=r"features must be \[B, C, \*spatial\], not empty, got shape \[2, 12\]"):
+        qs_attn.select_queries(feat[:, :, 0, 0], 4)
+    assert [x.shape for x in qs_attn.select_queries(feat, 0)] == [(2, 0), (2, 0, 64)]
+    with pytest.raises(TypeError, match="feats must be a list of tensors"):
+        qs_attn.PatchSampleF()(feat, 4)
 
 
 def test_qs_attn_in_a_step():
@@ -171,3 +202,34 @@ def test_monce_names_what_is_wrong():
     opt.cost_type = "easy"
     with pytest.raises(ValueError, match=r"opt\.batch_size = 5 does not divide"):
         monce.MoNCELoss(opt)(q, q)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "error", "match"),
+    [
+        ("nce_T", 0, ValueError, "must be positive and finite, got 0"),
+        ("nce_T", -0.07, ValueError, "must be positive and finite, got -0.07"),
+        ("nce_T", float("nan"), ValueError, "must be positive and finite, got nan"),
+        ("eps", 0.0, ValueError, "must be positive and finite, got 0.0"),
+        ("num_patches", 0, ValueError, "must be at least 1 and finite, got 0"),
+        ("neg_term_weight", -1.0, ValueError, "must be non-negative and finite, got -1.0"),
+        ("neg_term_weight", float("inf"), ValueError, "must be non-negative and finite, got inf"),
+        ("nce_T", "0.07", TypeError, "must be a number, got '0.07'"),
+        ("eps", None, TypeError, "must be a number, got None"),
+    ],
+)
+def test_monce_names_the_option(option, value, error, match):
+    opt = SimpleNamespace(nce_T=0.07, batch_size=1, num_patches=24, eps=1.0, cost_type="easy", neg_term_weight=1.0)
+    setattr(opt, option, value)
+    q = unit_rows(24, 16)
+    with pytest.raises(error, match=rf"opt\.{option} {match}"):
+        monce.MoNCELoss(opt)(q, q)
+
+
+def test_monce_takes_the_limits_and_a_learned_temperature():
+    opt = SimpleNamespace(nce_T=0.07, batch_size=1, num_patches=1, eps=1.0, cost_type="easy", neg_term_weight=0.0)
+    q = unit_rows(24, 16)
+    assert monce.MoNCELoss(opt)(q, q).isfinite().all()
+    opt.nce_T = torch.tensor(0.07, dtype=torch.float64, requires_grad=True)
+    monce.MoNCELoss(opt)(q, q).sum().backward()
+    assert opt.nce_T.grad.isfinite()

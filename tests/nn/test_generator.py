@@ -98,6 +98,12 @@ def test_mask_reaches_the_drawing_but_not_layer_zero(generator):
         (lambda g, x, m: g(x, m[:1]), "mask"),
         (lambda g, x, m: g.encode_patches(x, m, []), "positions"),
         (lambda g, x, m: ResnetGenerator(blocks=2), "tap_layers"),
+        (lambda g, x, m: ResnetGenerator(width=1, blocks=4), "blocks must be at least 5 for tap_layers .* got 4"),
+        (lambda g, x, m: ResnetGenerator(blocks=-1), "blocks must be at least 0, got -1"),
+        (lambda g, x, m: ResnetGenerator(width=0), "width must be at least 1, got 0"),
+        (lambda g, x, m: ResnetGenerator(in_channels=0), "in_channels must be at least 1, got 0"),
+        (lambda g, x, m: ResnetGenerator(out_channels=0), "out_channels must be at least 1, got 0"),
+        (lambda g, x, m: ResnetGenerator(tap_layers=(4, 0)), "tap_layers must ascend from 0 or more"),
         (lambda g, x, m: ResnetGenerator(tap_layers=(0, 4)), "attention"),
     ],
 )
@@ -141,6 +147,23 @@ def test_layers_in_one_call_equal_layers_apart(negatives):
     weight = torch.rand(2, 9, dtype=torch.float64)
     weighed = MultiLayerPatchNCE(0.1, negatives)(q, k, region=region, weight=weight)
     torch.testing.assert_close(weighed, ((apart * weight).sum(2) / weight.sum(1)).mean(0))
+
+
+@pytest.mark.parametrize("negatives", ["image", "batch"])
+def test_the_weight_of_all_layers_is_one_number_a_query(negatives):
+    query, loss = torch.randn(3, 2, 9, 4), MultiLayerPatchNCE(0.1, negatives)
+    for weight in (torch.ones(9), torch.ones(1, 9), torch.ones(2, 1), torch.ones(3, 2, 9), torch.ones(2, 9, 1)):
+        with pytest.raises(ValueError, match=r"weight must be a tensor of shape \[2, 9\], got \["):
+            loss(query, query, weight=weight)
+    with pytest.raises(ValueError, match=r"weight must be a tensor of shape \[2, 9\], got float"):
+        loss(query, query, weight=1.0)
+    with pytest.raises(ValueError, match="weight must be finite and non-negative"):
+        loss(query, query, weight=-torch.ones(2, 9))
+    weight = torch.rand(2, 9)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(query, query.cos(), weight=weight), loss(query, query.cos(), weight=weight))
+    nothing = loss(query, query.cos(), weight=torch.zeros(2, 9))
+    assert nothing.dtype == torch.float32 and (nothing == 0).all()
 
 
 def test_discriminator_sees_70_pixels():

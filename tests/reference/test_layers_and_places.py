@@ -1,5 +1,6 @@
 """gather_layers and place_positions: against indexing and a loop, and what they refuse."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -65,6 +66,15 @@ def test_gather_layers_refuses(backend, change, error, match):
         fastsketch.gather_layers(features, index)
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_gather_layers_of_a_single_tensor(backend, differentiable):
+    features, index = layers()
+    with pytest.raises(TypeError, match="features must be a list of tensors, one a layer, got Tensor"):
+        fastsketch.gather_layers(features[0], index[:2], differentiable=differentiable)
+    with pytest.raises(TypeError, match="index must be a list of tensors, one a layer, got Tensor"):
+        fastsketch.gather_layers(features[:2], index[0], differentiable=differentiable)
+
+
 SIZES, BORDERS = [(22, 22), (16, 16), (8, 9), (4, 4), (2, 3)], [3, 0, 0, 0, 0]
 
 
@@ -122,6 +132,55 @@ def test_places_are_the_same_in_every_implementation_and_drawn_from_the_generato
 def test_place_positions_refuses(arguments, options, error, match):
     with pytest.raises(error, match=match):
         fastsketch.place_positions(*arguments, **options)
+
+
+PLACES = torch.zeros(2, 3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"grid": (4,)}, ValueError, "grid must be a pair of ints, height and width, got 1 of them"),
+        ({"grid": (4, 0)}, ValueError, r"grid must be positive, got \(4, 0\)"),
+        ({"grid": (4, 4.0)}, TypeError, "grid must hold ints, got 4.0"),
+        ({"grid": 4}, TypeError, "grid must be a pair of ints, height and width, got int"),
+        ({"sizes": [(8, 8, 8)]}, ValueError, r"sizes\[0\] must be a pair of ints, height and width, got 3 of them"),
+        ({"sizes": [(8, 8), (0, 8)]}, ValueError, r"sizes\[1\] must be positive, got \(0, 8\)"),
+        ({"sizes": [(8, True)]}, TypeError, r"sizes\[0\] must hold ints, got True"),
+        ({"sizes": (8, 8)}, TypeError, r"sizes\[0\] must be a pair of ints, height and width, got int"),
+        ({"sizes": 8}, TypeError, "sizes must be a list of pairs, height and width, got int"),
+        ({"borders": [0.5]}, TypeError, "borders must hold ints, got 0.5"),
+        ({"index": PLACES - 1}, ValueError, r"index must lie in \[0, 16\), the cells of grid; got -1 to -1"),
+        ({"index": PLACES + 16}, ValueError, r"index must lie in \[0, 16\), the cells of grid; got 16 to 16"),
+        ({"uniform": torch.full((1, 2, 2, 3), 1.01)}, ValueError, r"uniform must lie in \[0, 1\], got 1.0"),
+        ({"uniform": torch.full((1, 2, 2, 3), -0.1)}, ValueError, r"uniform must lie in \[0, 1\], got -0.1"),
+        ({"uniform": torch.full((1, 2, 2, 3), torch.nan)}, ValueError, r"uniform must lie in \[0, 1\], got nan"),
+    ],
+)
+def test_place_positions_names_what_is_wrong(backend, change, error, match):
+    arguments = {"index": PLACES, "grid": (4, 4), "sizes": [(8, 8)], **change}
+    with pytest.raises(error, match=match):
+        fastsketch.place_positions(**arguments)
+
+
+def test_place_positions_takes_other_ints_and_nothing(backend):
+    sizes = [torch.zeros(8, 8).shape, list(np.array([8, 8]))]
+    assert [x.shape for x in fastsketch.place_positions(PLACES + 15, np.array([4, 4]), sizes)] == [(2, 3)] * 2
+    assert fastsketch.place_positions(PLACES, (4, 4), []) == []
+    assert [x.shape for x in fastsketch.place_positions(PLACES[:, :0], (4, 4), [(8, 8)])] == [(2, 0)]
+
+
+def test_place_positions_looks_at_no_values_where_there_are_none(backend):
+    meta = fastsketch.place_positions(PLACES.to("meta"), (4, 4), [(8, 8)], uniform=torch.zeros(1, 2, 2, 3).to("meta"))
+    assert [x.shape for x in meta] == [(2, 3)]
+    compiled = torch.compile(fastsketch.place_positions, backend="aot_eager", fullgraph=True, dynamic=True)
+    for side in (8, 9, 10):  # symbolic from the second call on
+        uniform = torch.rand(1, 2, 2, 3)
+        got = compiled(PLACES + 3, (side // 2, 4), [(side, side)], uniform=uniform)
+        want = fastsketch.place_positions(PLACES + 3, (side // 2, 4), [(side, side)], uniform=uniform)
+        assert torch.equal(got[0], want[0])
+    with pytest.raises(ValueError, match="index must lie in"):
+        compiled(PLACES - 1, (4, 4), [(8, 8)], uniform=torch.rand(1, 2, 2, 3))
 
 
 def test_opcheck_and_compile(backend):

@@ -1,7 +1,9 @@
 """What all operators have in common: torch.library's own checks, torch.compile and autocast."""
 
 import shutil
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -241,6 +243,22 @@ def test_meta_tensors_need_no_kernel(device):
     assert [t.shape for t in fastsketch.attention_statistics(query, query)] == [(2, 6), (2, 6)]
     density = torch.zeros(2, 5, 5, device="meta")
     assert fastsketch.sample_patches(density, 4, uniform=density).shape == (2, 4)
+
+
+def test_a_scale_is_a_number_without_a_gradient(backend, device):
+    query = numbers(2, 6, 4, device=device)
+    with pytest.raises(TypeError, match="scale must be a number, got a tensor that wants a gradient"):
+        fastsketch.attention_statistics(query, query, scale=torch.tensor(1.0, requires_grad=True))
+    with pytest.raises(TypeError, match="scale must be a number, got '1'"):
+        fastsketch.attention_statistics(query, query, scale="1")
+    want = fastsketch.attention_statistics(query, query, scale=0.5)
+    for scale in (torch.tensor(0.5), np.float32(0.5), Fraction(1, 2)):
+        for one, other in zip(fastsketch.attention_statistics(query, query, scale=scale), want, strict=True):
+            assert torch.equal(one, other)
+    density = torch.rand(2, 6, device=device)
+    for name in ("threshold", "boost"):
+        with pytest.raises(TypeError, match=f"{name} must be a number, got None"):
+            fastsketch.sample_patches(density, 3, **{name: None})
 
 
 # Autocast: the two operators with a softmax take their inputs as float32, the gathers leave the dtype alone.

@@ -335,12 +335,16 @@ Q, K, R = torch.zeros(2, 5, 3), torch.zeros(2, 5, 3), torch.zeros(2, 5, dtype=to
         (TypeError, "query must be a torch.Tensor, got list", {"query": [1.0]}),
         (TypeError, "query must be one of .* got torch.int64", {"query": Q.long()}),
         (ValueError, r"query must be \[B, S, D\], got shape \[5, 3\]", {"query": Q[0]}),
+        (ValueError, r"query must be .* D at least 1, got shape \[2, 5, 0\]", {"query": Q[..., :0], "key": K[..., :0]}),
         (ValueError, r"key must have shape \[2, 5, 3\], got \[2, 4, 3\]", {"key": K[:, :4]}),
         (ValueError, "key must be on cpu, got meta", {"key": K.to("meta")}),
         (TypeError, "key must have query's dtype torch.float32, got torch.float64", {"key": K.double()}),
         (ValueError, "temperature must be positive and finite, got 0", {"temperature": 0.0}),
         (ValueError, "temperature must be positive and finite, got nan", {"temperature": float("nan")}),
         (ValueError, "temperature must be positive and finite, got inf", {"temperature": float("inf")}),
+        (TypeError, "temperature must be a number, got '0.07'", {"temperature": "0.07"}),
+        (TypeError, "temperature must be a number, got None", {"temperature": None}),
+        (TypeError, r"temperature must be a number, got a tensor of shape \[2\]", {"temperature": torch.ones(2)}),
         (ValueError, "negatives must be one of image, .* got 'all'", {"negatives": "all"}),
         (ValueError, "reduction must be one of mean, sum, none, got 'max'", {"reduction": "max"}),
         (ValueError, "region must be given for negatives='same_region'", {"negatives": "same_region"}),
@@ -352,8 +356,39 @@ Q, K, R = torch.zeros(2, 5, 3), torch.zeros(2, 5, 3), torch.zeros(2, 5, dtype=to
         (TypeError, "weight must be one of float32", {"weight": R}),
         (TypeError, "weight must be a torch.Tensor, got float", {"weight": 1.0}),
         (ValueError, r"weight must have shape \[2, 5\], got \[2, 5, 1\]", {"weight": R.float()[..., None]}),
+        (ValueError, "weight must be finite and non-negative, got -1.0 to 0.0", {"weight": torch.eye(5)[:2] - 1}),
+        (ValueError, "weight must be finite and non-negative, got .*inf", {"weight": torch.full((2, 5), torch.inf)}),
+        (ValueError, "weight must be finite and non-negative, got nan", {"weight": torch.full((2, 5), torch.nan)}),
     ],
 )
 def test_bad_input_is_named(error, message, arguments):
     with pytest.raises(error, match=message):
         fastsketch.patch_nce(**{"query": Q, "key": K, **arguments})
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 0), (0, 4, 0), (2, 0, 0)])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_vectors_of_no_numbers_are_refused(backend, device, shape, normalize):
+    query = torch.zeros(shape, device=device, requires_grad=True)
+    with pytest.raises(ValueError, match=r"query must be .* with D at least 1"):
+        fastsketch.patch_nce(query, query, normalize=normalize)
+
+
+def test_the_values_of_weights_are_looked_at_where_there_are_any(backend, randn, device):
+    query, bad = randn(2, 5, 3), torch.full((2, 5), -1.0, dtype=torch.float64, device=device)
+    with pytest.raises(ValueError, match="weight must be finite and non-negative"):
+        torch.func.grad(lambda q: fastsketch.patch_nce(q, query, weight=bad))(query)
+    for weight in (bad.abs(), bad.abs().requires_grad_()):
+        torch.func.grad(lambda q, w=weight: fastsketch.patch_nce(q, query, weight=w))(query)
+    torch.func.grad(lambda w: fastsketch.patch_nce(query, query, weight=w))(bad.abs())
+    torch.func.vmap(lambda w: fastsketch.patch_nce(query, query, weight=w))(bad.abs().expand(3, -1, -1))
+    assert fastsketch.patch_nce(query[:0], query[:0], weight=bad[:0]) == 0
+    meta = query.to("meta")
+    assert fastsketch.patch_nce(meta, meta, weight=bad.to("meta")).is_meta
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="values are always checked on a CPU")
+def test_no_look_at_weights_on_a_gpu_without_being_asked(monkeypatch):
+    monkeypatch.delenv("FASTSKETCH_CHECK")
+    query = torch.randn(2, 5, 3, device="cuda")
+    fastsketch.patch_nce(query, query, weight=torch.full((2, 5), -1.0, device="cuda"))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import fastsketch
+from fastsketch.functional import project_and_normalize
 from fastsketch.nn import PatchProjection
 
 KERNELS = ("gather_layers",)
@@ -127,6 +128,8 @@ def test_compiles_without_a_break(backend):
         (lambda p, w: w.__setitem__(4, w[4][:, :2]), ValueError, r"parameters\[4\] must have shape \[16, 11\]"),
         (lambda p, w: w.__setitem__(7, w[7].int()), TypeError, r"parameters\[7\]"),
         (lambda p, w: w.__setitem__(3, None), TypeError, r"parameters\[3\] must be a torch.Tensor, got NoneType"),
+        (lambda p, w: w.__setitem__(0, w[0][0, 0]), ValueError, r"parameters\[0\] must be \[H, C\]"),
+        (lambda p, w: w.__setitem__(2, None), TypeError, r"parameters\[2\] must be a torch.Tensor, got NoneType"),
     ],
 )
 def test_bad_input(change, error, match):
@@ -134,6 +137,37 @@ def test_bad_input(change, error, match):
     change(patches, parameters)
     with pytest.raises(error, match=match):
         fastsketch.project_patches(patches, parameters)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "match"),
+    [
+        ({"hidden": 0}, r"parameters\[0\] must be \[H, C\] with H at least 1, got shape \[0, 8\]"),
+        ({"dim": 0}, r"parameters\[2\] must be \[D, H\] with D at least 1, got shape \[0, 16\]"),
+        ({"shape": (2, 37, 0)}, r"patches\[0\] must be \[B, S, C\] with C at least 1, got shape \[2, 37, 0\]"),
+    ],
+)
+@pytest.mark.parametrize("call", [fastsketch.project_patches, project_and_normalize])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_width_of_0_is_refused(backend, sizes, match, call, grad, dtype):
+    patches, parameters = problem(**sizes, grad=grad, dtype=dtype)
+    with pytest.raises(ValueError, match=match):
+        call(patches, parameters)
+
+
+@pytest.mark.parametrize("call", [fastsketch.project_patches, project_and_normalize])
+def test_a_single_tensor_is_no_list(backend, call):
+    patches, parameters = problem()
+    with pytest.raises(TypeError, match="patches must be a list of tensors, one a layer, got Tensor"):
+        call(patches[0], parameters[:4])
+    with pytest.raises(TypeError, match="parameters must be a list of tensors, one a layer, got Tensor"):
+        call(patches, parameters[0])
+
+
+def test_a_projection_to_nothing_is_refused():
+    with pytest.raises(ValueError, match="dim must be at least 1, got 0"):
+        PatchProjection([3, 5], 0)
 
 
 def test_the_module_steps_aside_for_hooks_and_other_layers():
