@@ -410,7 +410,7 @@ def sample_patches(
 ) -> Tensor:
     """Distinct random positions, dense where the density is, shared out over regions.
 
-    METHOD.md section 4: [P] samples whose density exceeds a threshold are doubled, and sampling is constrained by
+    docs/method.md section 4: [P] samples whose density exceeds a threshold are doubled, and sampling is constrained by
     regions; [D] the density d is scaled to mean 1 an image, w = d·(boost if d > threshold else 1), each
     region's quota is the largest-remainder rounding of its share of Σw (at least 1 for a non-empty region if there
     are enough samples, at most its size), and inside a region positions are drawn without replacement with
@@ -475,8 +475,9 @@ def attention_statistics(
 ) -> tuple[Tensor, Tensor]:
     r"""Attention each position receives, and the entropy of each row, without storing the matrix.
 
-    For :math:`A = \mathrm{softmax}_{rows}(q k^T \cdot scale)`: received_j = mean_i A_ij, the spatial score of METHOD.md
-    section 2 [D]; entropy_i = −Σ_j A_ij log A_ij in nats, the selection signal of QS-Attn [L: Hu et al., CVPR 2022].
+    For :math:`A = \mathrm{softmax}_{rows}(q k^T \cdot scale)`: received_j = mean_i A_ij, the spatial score of
+    docs/method.md section 2 [D]; entropy_i = −Σ_j A_ij log A_ij in nats, the selection signal of QS-Attn [L: Hu et
+    al., CVPR 2022].
 
     Args:
         query: [B, N, d], float32, bfloat16, float16 or float64, any strides.
@@ -510,7 +511,7 @@ def attention_statistics(
 
 
 def local_density(structure_map: Tensor, window: int = 7) -> Tensor:
-    """Mean of a map over a window around each position: the feature density of METHOD.md section 4 [D].
+    """Mean of a map over a window around each position: the feature density of docs/method.md section 4 [D].
 
     Args:
         structure_map: [B, H, W] floating.

@@ -1,4 +1,5 @@
-// Column means and row entropies of softmax_rows(q kT scale): METHOD.md section 2. Included once for each instruction set.
+// Column means and row entropies of softmax_rows(q kT scale): docs/method.md section 2. Included once for each
+// instruction set.
 //
 // A thread owns a range of rows and holds a few whole rows of the matrix at a time, in its cache: logits, maximum,
 // exponentials and sums are taken in one visit. Threads keep column sums of their own, added at the end in order, so

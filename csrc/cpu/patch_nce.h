@@ -1,4 +1,4 @@
-// Patch contrastive loss: METHOD.md section 5 [L: CUT, ECCV 2020]. Included once for each instruction set.
+// Patch contrastive loss: docs/method.md section 5 [L: CUT, ECCV 2020]. Included once for each instruction set.
 //
 // Each thread owns a range of queries. For a tile of keys it forms logits for a block of its queries, folds them into a
 // running maximum m and sum N over the negatives (online softmax [L: Milakov & Gimelshein 2018]) and, where the gradient

@@ -1,5 +1,5 @@
-// Two-layer projections of patches, y = relu(x W1ᵀ + b1) W2ᵀ + b2, of several layers in one call: METHOD.md section 1
-// [L: CUT's netF]. Included once for each instruction set.
+// Two-layer projections of patches, y = relu(x W1ᵀ + b1) W2ᵀ + b2, of several layers in one call: docs/method.md
+// section 1 [L: CUT's netF]. Included once for each instruction set.
 //
 // Threads share out rows of patches (or, for the gradients of weights, rows of the weights) by their cost, over all layers
 // at once. A sum is taken in order by one thread, so results do not depend on the number of threads.

@@ -1,4 +1,5 @@
-// Density sampling in regions: METHOD.md section 4. Specified by fastsketch/reference/sampling.py, index for index.
+// Density sampling in regions: docs/method.md section 4. Specified by fastsketch/reference/sampling.py, index for
+// index.
 //
 // A position's race key is -log(u) / w in double precision, and the n_r smallest of each region are wanted. As
 // -log(u) >= 1 - u, every key below a bound t has 1 - u <= t w: a comparison finds a few candidates in one pass over

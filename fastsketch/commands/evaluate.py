@@ -50,7 +50,7 @@ class Evaluate:
 def main(arguments: Sequence[str]) -> int:
     """Run the command; the exit code."""
     from fastsketch.metrics import evaluate, grey_photo_yardstick
-    from fastsketch.training.pairs import find_pairs
+    from fastsketch.training.pairs import find_pairs, note_on_split
     from fastsketch.training.trainer import choose_device
 
     options = tyro.cli(Evaluate, args=arguments, prog="fastsketch evaluate")
@@ -67,7 +67,10 @@ def main(arguments: Sequence[str]) -> int:
         raise FastsketchError("--metrics needs one metric at least")
     if options.generated is not None and not options.generated.is_dir():
         raise FastsketchError(f"{options.generated}: no such folder of drawings")
-    pairs = find_pairs(data_folder(options.data, out / "data"), options.split)
+    data = data_folder(options.data, out / "data")
+    pairs = find_pairs(data, options.split)
+    if (note := note_on_split(data, options.split)) and not options.grey_photos:
+        print(note)
     settings = {
         "metrics": options.metrics,
         "weights_dir": options.weights_dir,

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     from fastsketch.training.checkpoint import load_generator
     from fastsketch.training.generate import draw_sketches, find_photos, left_out
     from fastsketch.training.masks import MaskSource
-    from fastsketch.training.pairs import find_pairs
+    from fastsketch.training.pairs import find_pairs, note_on_split
     from fastsketch.training.run_files import find_generator
     from fastsketch.training.trainer import choose_device
 
@@ -54,7 +54,10 @@ def main(arguments: Sequence[str]) -> int:
     generator = load_generator(weights, choose_device(options.device))
     image_size = _drawn_size(options.image_size, weights)
     if options.data:
-        photos = find_pairs(data_folder(options.data, options.out / "data"), options.split, unpaired=True)
+        data = data_folder(options.data, options.out / "data")
+        photos = find_pairs(data, options.split, unpaired=True)
+        if note := note_on_split(data, options.split):
+            print(note)
     else:
         photos = find_photos(options.photos)
     masks = MaskSource(options.masks, weights_dir=options.weights_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,19 +61,29 @@ def _defaults(arguments: Sequence[str]) -> TrainConfig:
     from fastsketch.training.config import PRESETS, TrainConfig
     from fastsketch.training.trainer import RunPaths, load_settings
 
-    def value(flag: str) -> str | None:
-        for number, word in enumerate(arguments):
+    def value(flag: str) -> str | None:  # the last counts, as for tyro
+        for number in reversed(range(len(arguments))):
+            word = arguments[number]
             if word == flag and number + 1 < len(arguments):
                 return arguments[number + 1]
             if word.startswith(f"{flag}="):
                 return word.removeprefix(f"{flag}=")
         return None
 
+    def is_on(name: str) -> bool:
+        said = [word for word in arguments if word in (f"--{name}", f"--no-{name}")]
+        return bool(said) and said[-1] == f"--{name}"
+
+    switches = {field.name.replace("_", "-") for field in fields(TrainConfig) if field.type is bool}
+    for word in arguments:
+        name, equals, given = word.removeprefix("--").partition("=")
+        if equals and name in switches:
+            raise FastsketchError(f"--{name} takes no value, got {given}: write --{name} or --no-{name}")
     out = value("--out")
-    if "--resume" in arguments and out is not None:
+    if is_on("resume") and out is not None:
         return load_settings(RunPaths(Path(out)).settings)
     name = value("--preset") or "fsscl"
     if name not in PRESETS:
         raise FastsketchError(f"--preset must be one of {', '.join(PRESETS)}, got {name}")
-    untargeted = {"lambda_pixel": 0.0, "lambda_perceptual": 0.0} if "--unpaired" in arguments else {}
+    untargeted = {"lambda_pixel": 0.0, "lambda_perceptual": 0.0} if is_on("unpaired") else {}
     return TrainConfig(data=tyro.MISSING, out=tyro.MISSING, **{"preset": name, **PRESETS[name], **untargeted})

@@ -1,4 +1,4 @@
-"""Dual-branch attention and the structure distribution map it gives (METHOD.md section 2)."""
+"""Dual-branch attention and the structure distribution map it gives (docs/method.md section 2)."""
 
 import torch
 import torch.nn.functional as F

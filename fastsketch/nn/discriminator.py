@@ -1,4 +1,4 @@
-"""The 70×70 patch discriminator (METHOD.md section 1)."""
+"""The 70×70 patch discriminator (docs/method.md section 1)."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""The ResNet generator with taps, a mask channel and dual attention (METHOD.md sections 1, 2 and 6)."""
+"""The ResNet generator with taps, a mask channel and dual attention (docs/method.md sections 1, 2 and 6)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

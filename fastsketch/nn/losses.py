@@ -1,4 +1,4 @@
-"""The losses of METHOD.md sections 1, 5 and 7 as modules."""
+"""The losses of docs/method.md sections 1, 5 and 7 as modules."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""The projection head: one small MLP a tapped layer (METHOD.md section 1)."""
+"""The projection head: one small MLP a tapped layer (docs/method.md section 1)."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""Regions and density sampling on the structure map (METHOD.md sections 3 and 4), for all layers at once."""
+"""Regions and density sampling on the structure map (docs/method.md sections 3 and 4), for all layers at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

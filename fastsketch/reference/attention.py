@@ -1,4 +1,4 @@
-"""Column means and row entropies of an attention matrix that is never stored (METHOD.md section 2)."""
+"""Column means and row entropies of an attention matrix that is never stored (docs/method.md section 2)."""
 
 import torch
 from torch import Tensor

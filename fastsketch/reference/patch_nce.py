@@ -1,4 +1,4 @@
-"""Patch contrastive loss (METHOD.md section 5) [L: Park et al., ECCV 2020], written plainly."""
+"""Patch contrastive loss (docs/method.md section 5) [L: Park et al., ECCV 2020], written plainly."""
 
 import torch
 from torch import Tensor

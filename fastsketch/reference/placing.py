@@ -1,4 +1,4 @@
-"""Positions of one grid put into others that cover the same picture (METHOD.md section 4, [D])."""
+"""Positions of one grid put into others that cover the same picture (docs/method.md section 4, [D])."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Two-layer projections of patches (METHOD.md section 1), and rows divided by their norm [L: CUT's netF, ECCV 2020]."""
+"""Two-layer projections of patches (docs/method.md section 1), and rows over their norm [L: CUT's netF, ECCV 2020]."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Density sampling in regions (METHOD.md section 4), batched and without a look at the data from the host."""
+"""Density sampling in regions (docs/method.md section 4), batched and without a look at the data from the host."""
 
 import torch
 from torch import Tensor

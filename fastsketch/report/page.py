@@ -18,6 +18,7 @@ from fastsketch.report import curves
 from fastsketch.report.look import METRICS, Look
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.files import write_bytes
+from fastsketch.training.pairs import note_on_split
 
 PARTS = ("attention", "mask", "regions", "dynamic", "identity", "lambda_pixel", "lambda_perceptual")
 """Settings that the comparison of runs shows beside those that differ: the method's parts."""
@@ -124,6 +125,7 @@ def _run(look: Look, name: str, number: int) -> dict[str, Any]:
         "id": f"run{number}",
         "name": name,
         "look": look,
+        "note": note_on_split(look.data, "test"),
         "settings": grouped_settings(look.config),
         "curves": curves.curves(look.history),
         "size": " to ".join(f"{width}×{height}" for width, height in ends),

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from fastsketch.errors import FastsketchError
 from fastsketch.functional import Negatives
@@ -53,14 +53,15 @@ RESUMABLE = {
 
 @dataclass
 class TrainConfig:
-    """Settings of `fastsketch train`. Defaults are METHOD.md's full method; [D] marks this project's decisions."""
+    """Settings of `fastsketch train`. Defaults are docs/method.md's full method; [D] marks this project's decisions."""
 
     data: str
     """Folder of photos and sketches (SUBSET/train/photos …, or photos/ and sketches/), or "builtin"."""
     out: Path
     """Folder of the run: settings, checkpoints, weights, pictures, curves."""
     preset: Preset = "fsscl"
-    """Where all other defaults come from: the full method, CUT, or FastCUT."""
+    """The full method, CUT, or FastCUT. The command line's other defaults come from it; in Python write
+    `TrainConfig(..., preset="cut", **PRESETS["cut"])`."""
     resume: bool = False
     """Go on with the run in `out`, bit for bit on CPU."""
 
@@ -169,6 +170,10 @@ class TrainConfig:
     """Rows of the picture grid after each epoch; 0: none."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if get_origin(field.type) is Literal:
+                value, choices = getattr(self, field.name), get_args(field.type)
+                _require(value in choices, field.name, f"one of {', '.join(choices)}", repr(value))
         positive = "image_size width blocks discriminator_width projection_dim num_patches batch_size log_every"
         for name in positive.split():
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
@@ -183,13 +188,23 @@ class TrainConfig:
         _require(self.blocks >= 5, "blocks", "at least 5 (layer 16 is tapped)", self.blocks)
         _require(self.sketch_channels in (1, 3), "sketch_channels", "1 or 3", self.sketch_channels)
         _require(2 <= self.num_regions <= 1024, "num_regions", "2 to 1024", self.num_regions)
-        _require(self.density_window % 2 == 1, "density_window", "odd", self.density_window)
+        window = self.density_window
+        _require(window % 2 == 1 and window >= 1, "density_window", "odd and at least 1", window)
+        _require(self.seed < 2**63, "seed", "below 2⁶³", self.seed)
+        betas = self.betas
+        _require(len(betas) == 2 and all(0 <= b < 1 for b in betas), "betas", "two numbers from 0 to below 1", betas)
         _require(self.epochs + self.decay_epochs > 0, "epochs", "above 0 in all", self.epochs)
         side = self.crop_size or self.image_size
         _require(side % 4 == 0 and side >= 32, "crop_size or image_size", "a multiple of 4, at least 32", side)
         _require(side <= self.image_size, "crop_size", f"at most image_size {self.image_size}", side)
         if (self.regions or self.dynamic) and not self.attention:
             raise FastsketchError("regions and dynamic need attention: add --no-regions --no-dynamic, or --attention")
+        if self.negatives in ("same_region", "other_regions") and not self.regions:
+            raise FastsketchError(f"negatives {self.negatives} need regions: add --regions, or --negatives image")
+        if self.multiplicity and not self.dynamic:
+            raise FastsketchError("multiplicity needs dynamic sampling: add --dynamic, or --no-multiplicity")
+        if not (self.lambda_gan or self.lambda_nce or self.lambda_pixel or self.lambda_perceptual):
+            raise FastsketchError("all losses are off: one of the lambda_ settings must be above 0")
         if self.unpaired and (self.lambda_pixel or self.lambda_perceptual):
             raise FastsketchError(
                 "unpaired data has no target to compare with: add --lambda-pixel 0 --lambda-perceptual 0"

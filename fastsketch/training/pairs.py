@@ -126,6 +126,13 @@ def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False
     return sorted(pairs, key=lambda pair: (pair.subset, pair.name))
 
 
+def note_on_split(root: str | Path, split: str) -> str:
+    """What to say where `split` is asked of a data folder without splits; else empty."""
+    if split != "test" or not (Path(root) / "photos").is_dir():
+        return ""
+    return f"{root} has no test split: if the generator was trained on it, these are the pictures it was trained on"
+
+
 def find_sketches(root: str | Path, split: str = "train") -> list[Path]:
     """Lists all sketches of a data folder, for unpaired training; a manifest restricts them to its ids.
 

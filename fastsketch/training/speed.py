@@ -62,8 +62,7 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
     """
     on_gpu = device.type == "cuda"
     winograd = not on_gpu and config.winograd != "off" and is_available()
-    gains_by_half = multiplies_tiles if winograd else has_bfloat16
-    half = config.precision == "bfloat16" or (config.precision == "auto" and gains_by_half(device))
+    half = config.precision == "bfloat16" or (config.precision == "auto" and multiplies_tiles(device))
     if config.cuda_graph == "on" and not on_gpu:
         raise FastsketchError(f"cuda_graph is on, but the device is {device}")
     if config.cuda_graph == "on" and processes > 1:

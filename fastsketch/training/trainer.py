@@ -46,8 +46,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # meta has no values
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise FastsketchError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
 

@@ -1,4 +1,4 @@
-"""The networks of a run and their losses for one batch: METHOD.md's total, term by term."""
+"""The networks of a run and their losses for one batch: docs/method.md's total, term by term."""
 
 import torch
 import torch.distributed as dist

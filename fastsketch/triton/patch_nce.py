@@ -1,4 +1,4 @@
-"""Patch contrastive loss (METHOD.md section 5) in the manner of flash attention: the [S, S] logits are never stored.
+"""Patch contrastive loss (docs/method.md section 5) in the manner of flash attention: the [S, S] logits are not stored.
 
 A program takes a block of rows and streams blocks of the other side past it. Dots are of the raw inputs on tensor
 cores; inverse norms and 1/τ multiply the float32 products afterwards, so normalisation is exact in float32 whatever the

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cache
 from multiprocessing import get_context
 from unittest import mock
@@ -133,7 +134,7 @@ def row(capability: int, inputs: str, launch: Launch, used: Usage) -> dict[str, 
         "tile": size,
         "warps": tile.warps,
         "stages": tile.stages,
-        **used._asdict(),
+        **asdict(used),
     }
     return {column: str(values[column]) for column in COLUMNS}
 

@@ -213,7 +213,7 @@ def test_zero_vectors_are_normalised_to_zero(backend, randn, device, dtype, mode
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d)[6:])
 def test_small_norms_are_normalised_in_float32(backend, randn, dtype):
-    """The projected norms at initialisation, 3e-5, are lost when squared in float16 (METHOD.md section 1)."""
+    """The projected norms at initialisation, 3e-5, are lost when squared in float16 (docs/method.md section 1)."""
     query, key = (randn(1, 16, 32, seed=s, scale=3e-5).to(dtype) for s in (1, 2))
     got = fastsketch.patch_nce(query, key, normalize=True, reduction="none").double()
     want = truth(query.double(), key.double(), normalize=True)
@@ -266,7 +266,7 @@ def test_weights_and_reductions(backend, randn, reduction, weighted):
 
 
 def test_weight_two_is_a_query_counted_twice(backend, randn):
-    """Multiplicity (METHOD.md section 5): weight 2 weighs as if the query's loss were listed twice."""
+    """Multiplicity (docs/method.md section 5): weight 2 weighs as if the query's loss were listed twice."""
     query, key = randn(1, 6, 4, seed=1), randn(1, 6, 4, seed=2)
     each = fastsketch.patch_nce(query, key, reduction="none")[0]
     weight = torch.tensor([[1, 2, 1, 1, 2, 1]], dtype=torch.float64, device=query.device)

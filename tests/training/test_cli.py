@@ -27,6 +27,8 @@ TINY = shlex.split(
     "--epochs 1 --decay-epochs 0 --lambda-perceptual 0 --pictures 1 --device cpu"
 )
 
+NO_LOSS = shlex.split("--lambda-gan 0 --lambda-nce 0 --lambda-pixel 0 --lambda-perceptual 0")
+
 
 @pytest.fixture
 def weights(tiny) -> Path:
@@ -102,6 +104,26 @@ def test_presets_set_the_defaults(capsys, data, tmp_path):
     assert run(capsys, "train", "--data", data, "--out", out, "--preset", "cut", *TINY)[0] == 0
     text = (out / "settings.json").read_text()
     assert '"mask": false' in text and '"lambda_pixel": 0.0' in text and '"regions": false' in text
+
+
+def test_of_repeated_options_the_last_counts(capsys, data, tmp_path):
+    out = tmp_path / "last"
+    repeated = [*shlex.split("--unpaired --no-unpaired --preset cut --preset=fsscl --out no"), "--out", out]
+    assert run(capsys, "train", "--data", data, *repeated, *TINY)[0] == 0
+    saved = load_settings(out / "settings.json")
+    assert saved.preset == "fsscl" and saved.attention and saved.regions and saved.lambda_pixel == 1
+    code, text, err = run(capsys, "train", "--out", tmp_path / "no", "--out", out, "--resume", "--epochs", "2")
+    assert code == 0 and "going on after step 5" in text, err
+
+
+def test_a_folder_without_a_test_split_is_told(capsys, data, weights, tmp_path):
+    drawn, plain = tmp_path / "drawn", data / "blobs" / "train"
+    code, text, _ = run(capsys, "generate", "--data", plain, "-o", drawn, "--weights", weights, "--quiet")
+    assert code == 0 and text.startswith(f"{plain} has no test split")
+    code, text, _ = run(capsys, "evaluate", drawn, "--data", plain, "--metrics", "ssim", "--quiet")
+    assert code == 0 and text.startswith(f"{plain} has no test split")
+    code, text, _ = run(capsys, "evaluate", drawn, "--data", plain, "--metrics", "ssim", "--quiet", "--split", "train")
+    assert code == 0 and "no test split" not in text
 
 
 @pytest.mark.parametrize(
@@ -205,6 +227,13 @@ def test_generate_refuses(capsys, weights, tmp_path, data):
         (["train", "--data", "{data}", "--out", "{tmp}/x", *TINY, "--num-patches", "65"], "num_patches"),
         (["train", "--data", "{data}", "--out", "{tmp}/x", "--preset", "best"], "--preset"),
         (["train", "--out", "{tmp}/x", "--resume"], "no run to resume"),
+        (["train", "--out", "{tmp}/x", "--resume=True"], "--resume takes no value, got True: write --resume or --no"),
+        (["train", "--data", "{data}", "--out", "{tmp}/x", *TINY, "--mask=False"], "--mask takes no value, got False"),
+        (["train", "--data", "{data}", "--out", "{tmp}/x", *TINY, "--density-window", "-1"], "density_window"),
+        (["train", "--data", "{data}", "--out", "{tmp}/x", *TINY, "--betas", "2", "3"], "betas must be"),
+        (["train", "--data", "{data}", "--out", "{tmp}/x", *TINY, "--seed", "9" * 23], "seed must be below"),
+        (["train", "--data", "{data}", "--out", "{tmp}/x", *TINY, "--device", "meta"], "device 'meta'"),
+        (["train", "--data", "{data}", "--out", "{tmp}/x", *TINY, *NO_LOSS], "all losses are off"),
         (["evaluate", "{tmp}/nothing", "--data", "{data}"], "no such folder"),
         (["evaluate", "{tmp}", "--data", "{data}"], "no drawing of"),
         (["evaluate", "{tmp}", "--data", "{data}", "--batch-size", "0"], "--batch-size must be at least 1"),

@@ -14,6 +14,7 @@ from fastsketch.errors import FastsketchError
 from fastsketch.training.data import EpochSampler, SketchDataset, find_pairs, find_sketches
 from fastsketch.training.images import to_tensor
 from fastsketch.training.masks import MaskSource
+from fastsketch.training.pairs import note_on_split
 
 NONE = MaskSource("none")
 
@@ -58,6 +59,8 @@ def test_plain_layout(tree):
     assert [p.name for p in pairs] == ["000", "001", "002"]
     assert {p.subset for p in pairs} == {"train"}
     assert all(p.mask for p in pairs)
+    assert "has no test split" in note_on_split(tree / "b" / "train", "test")
+    assert note_on_split(tree / "b" / "train", "train") == note_on_split(tree, "test") == ""
 
 
 def test_manifest_decides(tree):

@@ -320,16 +320,40 @@ def test_generator_weights_give_the_same_drawing(tiny):
         ({"lambda_nce": float("nan")}, "lambda_nce"),
         ({"batch_size": 0}, "batch_size"),
         ({"sketch_channels": 2}, "sketch_channels"),
+        ({"regions": False, "negatives": "same_region"}, "negatives same_region need regions"),
+        ({"preset": "cut", "negatives": "other_regions"}, "negatives other_regions need regions"),
+        ({"dynamic": False, "multiplicity": True}, "multiplicity needs dynamic"),
+        ({"density_window": -1}, "density_window must be odd and at least 1, got -1"),
+        ({"betas": (2.0, 3.0)}, "betas"),
+        ({"betas": (0.5, 1.0)}, "betas"),
+        ({"seed": 2**63}, "seed must be below"),
+        ({"lambda_gan": 0.0, "lambda_nce": 0.0, "lambda_pixel": 0.0}, "all losses are off"),
+        ({"precision": "float16"}, "precision must be one of auto, float32, bfloat16, got 'float16'"),
+        ({"winograd": "yes"}, "winograd must be one of auto, on, off, got 'yes'"),
+        ({"compile": True}, "compile must be one of auto, on, off, got True"),
+        ({"masks": "grab"}, "masks"),
+        ({"negatives": "others"}, "negatives must be one of image"),
+        ({"perceptual_weights": "none"}, "perceptual_weights"),
     ],
 )
 def test_bad_settings_are_named(tiny, changes, message):
     with pytest.raises(FastsketchError, match=message):
-        tiny(**changes)
+        tiny(changes.pop("preset", "fsscl"), **changes)
 
 
-def test_bad_device(tiny):
-    with pytest.raises(FastsketchError, match="device 'quantum'"):
-        trainer(tiny(device="quantum"))
+def test_an_unknown_preset_is_named(tiny):
+    with pytest.raises(FastsketchError, match="preset must be one of cut, fastcut, fsscl, got 'nonsense'"):
+        replace(tiny(), preset="nonsense")
+
+
+def test_the_largest_seed_trains(tiny):
+    assert trainer(tiny(seed=2**63 - 1, decay_epochs=0)).run()
+
+
+@pytest.mark.parametrize("name", ["quantum", "meta", "hpu"])
+def test_bad_device(tiny, name):
+    with pytest.raises(FastsketchError, match=f"device '{name}' cannot be used"):
+        trainer(tiny(device=name))
 
 
 def test_learning_rate_is_constant_then_falls_to_almost_zero(tiny):

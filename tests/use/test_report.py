@@ -103,6 +103,13 @@ def test_several_runs_are_compared(capsys, a_run, tmp_path, page):
     assert shown.errors == []
 
 
+def test_a_folder_without_a_test_split_is_told(capsys, a_run, faces, tmp_path):
+    target, plain = tmp_path / "report.html", next(faces.glob("*/test"))
+    for data, told in ((plain, True), (faces, False)):
+        assert report(capsys, a_run(), "--data", data, "-o", target, "--limit", 1)[0] == 0
+        assert (f"{data} has no test split" in target.read_text()) == told
+
+
 def test_runs_of_different_sizes_are_not_called_comparable(capsys, a_run, tmp_path):
     target = tmp_path / "report.html"
     assert report(capsys, a_run(), a_run("smaller", image_size=64), "-o", target, "--limit", 1)[0] == 0
