@@ -51,9 +51,10 @@ def _equal(what: str, got: Tensor, want: Tensor) -> None:
 
 def patch_nce(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
     """The method's own width, and others; ragged; norms computed apart; all kinds of negatives."""
+    many = (1, 1100, 64 if dtype == torch.float32 else 256)  # in half precision such wide rows have a tile of their own
     shapes = (
         *(((2, 256, 256), "image"), ((1, 100, 128), "image")),
-        *(((2, 77, 45), "same_region"), ((1, 1100, 256), "other_regions")),
+        *(((2, 77, 45), "same_region"), (many, "other_regions")),
     )
     for shape, negatives in shapes:
         query, key = (_randn(device, *shape, dtype=dtype, seed=seed) for seed in (1, 2))

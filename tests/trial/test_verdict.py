@@ -197,12 +197,11 @@ def test_the_whole_in_a_process_of_its_own(toy_gpu, monkeypatch):
         ("def patch_nce_forward(*args): raise RuntimeError('CUDA error: misaligned address')", "misaligned address"),
         ("import os\ndef patch_nce_forward(*args): os.abort()", "ended by SIGABRT"),
         ("def patch_nce_forward(*args): raise AssertionError", "AssertionError"),
-        ("import time\ndef patch_nce_forward(*args): time.sleep(600)", "not done after 10 s"),
     ],
-    ids=["error", "crash", "assertion", "hang"],
+    ids=["error", "crash", "assertion"],
 )
 def test_one_that_fails_takes_no_other_with_it(kernels, source, said):
-    results = run.try_cases(kernels(source), "cpu", NAMES, limit=10)
+    results = run.try_cases(kernels(source), "cpu", NAMES)
     assert list(results) == list(NAMES)
     assert said in results.pop("patch_nce, float32")
     assert set(results.values()) == {""}
@@ -234,6 +233,20 @@ def test_a_child_has_the_default_settings(kernels, monkeypatch):
             raise ValueError(f"{os.environ['FASTSKETCH_FP32']} {'TRITON_INTERPRET' in os.environ}")
     """
     assert run.try_cases(kernels(source), "cpu", NAMES[:1]) == {"place_positions": "ValueError: tf32x3 False"}
+
+
+def test_a_process_out_of_time_that_got_somewhere_goes_on_in_another(kernels, tmp_path):
+    """Compiling takes its time, and Triton keeps what it compiled."""
+    source = f"""
+        import time
+        from pathlib import Path
+        def patch_nce_forward(*args, right=patch_nce_forward, once=Path({str(tmp_path / "once")!r})):
+            if not once.exists():
+                once.touch()
+                time.sleep(600)
+            return right(*args)
+    """
+    assert run.try_cases(kernels(source), "cpu", NAMES, limit=8) == dict.fromkeys(NAMES, "")
 
 
 def test_after_two_that_hang_the_rest_is_not_tried(kernels):
