@@ -249,7 +249,7 @@ class PatchSampleF(nn.Module):
         fractional = made.is_floating_point() or made.is_complex() or made.dtype == torch.bool
         if fractional and made.numel():  # an empty list has no dtype of its own
             raise TypeError(f"patch_ids[{feat_id}] must hold integers, got {made.dtype}")
-        return made.to(torch.int64)
+        return made if made.dtype == torch.int64 else made.to(torch.int64)
 
     def _project_layers(self, patches: Sequence[Tensor]) -> list[Tensor]:  # each [B, S, C] -> [B·S, nc]
         """Project and normalise, all layers in one call where they are alike and the modules are as they were made."""
