@@ -7,12 +7,23 @@ source, [D] this project's decision.
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from fastsketch._checks import (
+    FLOATING,
+    INTEGER,
+    check_above_zero,
+    check_choice,
+    check_like,
+    check_list,
+    check_number,
+    check_sides,
+    check_tensor,
+    check_whole,
+)
 from fastsketch.ops import attention as _attention
 from fastsketch.ops import chain as _chain
 from fastsketch.ops import gather as _gather
@@ -24,50 +35,6 @@ from fastsketch.reference.patch_nce import accumulation_dtype
 
 Negatives = Literal["image", "same_region", "other_regions", "batch"]
 Reduction = Literal["mean", "sum", "none"]
-
-_FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_INTEGER = (torch.int64, torch.int32, torch.int16, torch.uint8)
-
-
-def _check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.dtype not in dtypes:
-        allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{name} must be one of {allowed}, got {value.dtype}")
-
-
-def _check_list(name: str, value: object) -> None:
-    if isinstance(value, Tensor) or not hasattr(value, "__len__"):
-        raise TypeError(f"{name} must be a list of tensors, one a layer, got {type(value).__name__}")
-
-
-def _check_like(name: str, value: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
-    if tuple(value.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
-    if value.device != like.device:
-        raise ValueError(f"{name} must be on {like.device}, got {value.device}")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _check_number(name: str, value: object) -> None:
-    if isinstance(value, Tensor):
-        if value.requires_grad:
-            raise TypeError(f"{name} must be a number, got a tensor that wants a gradient, which would be lost")
-        if value.numel() != 1:
-            raise TypeError(f"{name} must be a number, got a tensor of shape {list(value.shape)}")
-    elif not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-
-
-def _check_above_zero(name: str, value: float) -> None:
-    _check_number(name, value)
-    if not 0 < value < math.inf:  # math.isfinite would break the graph where torch.compile makes the float symbolic
-        raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def patch_nce(
@@ -112,18 +79,18 @@ def patch_nce(
         ValueError: a wrong shape (D = 0 too), device, choice or temperature, a region missing or not wanted, or a
             negative or infinite weight or NaN.
     """
-    _check_tensor("query", query, _FLOATING)
-    _check_tensor("key", key, _FLOATING)
+    check_tensor("query", query, FLOATING)
+    check_tensor("key", key, FLOATING)
     if query.dim() != 3:
         raise ValueError(f"query must be [B, S, D], got shape {list(query.shape)}")
     if query.shape[2] == 0:
         raise ValueError(f"query must be [B, S, D] with D at least 1, got shape {list(query.shape)}")
-    _check_like("key", key, query.shape, query)
+    check_like("key", key, query.shape, query)
     if key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
         raise TypeError(f"key must have query's dtype {query.dtype}, got {key.dtype}")
-    _check_choice("negatives", negatives, ("image", "same_region", "other_regions", "batch"))
-    _check_choice("reduction", reduction, ("mean", "sum", "none"))
-    _check_above_zero("temperature", temperature)
+    check_choice("negatives", negatives, ("image", "same_region", "other_regions", "batch"))
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    check_above_zero("temperature", temperature)
     regional = negatives in ("same_region", "other_regions")
     if regional and region is None:
         raise ValueError(f"region must be given for negatives={negatives!r}")
@@ -131,11 +98,11 @@ def patch_nce(
         raise ValueError(f"region is not used by negatives={negatives!r}; leave it out")
     batch, samples, width = query.shape
     if region is not None:
-        _check_tensor("region", region, _INTEGER)
-        _check_like("region", region, (batch, samples), query)
+        check_tensor("region", region, INTEGER)
+        check_like("region", region, (batch, samples), query)
     if weight is not None:
-        _check_tensor("weight", weight, _FLOATING)
-        _check_like("weight", weight, (batch, samples), query)
+        check_tensor("weight", weight, FLOATING)
+        check_like("weight", weight, (batch, samples), query)
         _patch_nce.check_weight(weight)
 
     if negatives == "batch":
@@ -160,8 +127,8 @@ def patch_nce(
 
 def _check_positions(features: Tensor, index: Tensor) -> Tensor:
     """Check both arguments of gather and tap; the index as int64 [B, S]."""
-    _check_tensor("features", features, _FLOATING)
-    _check_tensor("index", index, (torch.int64, torch.int32))
+    check_tensor("features", features, FLOATING)
+    check_tensor("index", index, (torch.int64, torch.int32))
     if features.dim() not in (3, 4, 5):
         raise ValueError(
             f"features must be [B, C, *spatial] with 1 to 3 spatial dimensions, got shape {list(features.shape)}"
@@ -232,8 +199,8 @@ def gather_layers(features: Sequence[Tensor], index: Sequence[Tensor], *, differ
         TypeError: a wrong type or dtype, a single tensor in place of a list.
         ValueError: not as many of both, none at all, a wrong shape or device; a position out of range.
     """
-    _check_list("features", features)
-    _check_list("index", index)
+    check_list("features", features)
+    check_list("index", index)
     if len(features) == 0 or len(features) != len(index):
         raise ValueError(
             f"features and index must hold as many tensors, at least one, got {len(features)} and {len(index)}"
@@ -265,8 +232,8 @@ def project_patches(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -> 
         TypeError: a wrong type (a single tensor in place of a list too), or several dtypes.
         ValueError: a wrong shape, number or device; a width C_l, H or D of 0.
     """
-    _check_list("patches", patches)
-    _check_list("parameters", parameters)
+    check_list("patches", patches)
+    check_list("parameters", parameters)
 
     def check() -> None:
         _check_projection(patches, parameters)
@@ -287,8 +254,8 @@ def project_and_normalize(patches: Sequence[Tensor], parameters: Sequence[Tensor
     Raises:
         TypeError, ValueError: as `project_patches`.
     """
-    _check_list("patches", patches)
-    _check_list("parameters", parameters)
+    check_list("patches", patches)
+    check_list("parameters", parameters)
 
     def check() -> None:
         _check_projection(patches, parameters)
@@ -303,16 +270,16 @@ def _check_projection(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -
             f"{len(patches)}"
         )
     for layer, x in enumerate(patches):
-        _check_tensor(f"patches[{layer}]", x, (patches[0].dtype,) if layer else _FLOATING)
+        check_tensor(f"patches[{layer}]", x, (patches[0].dtype,) if layer else FLOATING)
         if x.dim() != 3:
             raise ValueError(f"patches[{layer}] must be [B, S, C], got shape {list(x.shape)}")
         if x.shape[2] == 0:
             raise ValueError(f"patches[{layer}] must be [B, S, C] with C at least 1, got shape {list(x.shape)}")
-        _check_like(f"patches[{layer}]", x, (*patches[0].shape[:2], x.shape[2]), patches[0])
+        check_like(f"patches[{layer}]", x, (*patches[0].shape[:2], x.shape[2]), patches[0])
     sides = []
     for part, (names, width) in ((0, ("[H, C]", "H")), (2, ("[D, H]", "D"))):
         weight = parameters[part]
-        _check_tensor(f"parameters[{part}]", weight, (patches[0].dtype,))
+        check_tensor(f"parameters[{part}]", weight, (patches[0].dtype,))
         if weight.dim() != 2 or weight.shape[0] == 0:
             raise ValueError(
                 f"parameters[{part}] must be {names} with {width} at least 1, got shape {list(weight.shape)}"
@@ -322,25 +289,8 @@ def _check_projection(patches: Sequence[Tensor], parameters: Sequence[Tensor]) -
     for layer, x in enumerate(patches):
         for part, shape in enumerate(((hidden, x.shape[2]), (hidden,), (dim, hidden), (dim,))):
             name = f"parameters[{4 * layer + part}]"
-            _check_tensor(name, parameters[4 * layer + part], (x.dtype,))
-            _check_like(name, parameters[4 * layer + part], shape, x)
-
-
-def _check_sides(name: str, value: Sequence[int]) -> None:
-    """A pair of positive whole numbers; sizes of a compiled graph are symbolic."""
-    if isinstance(value, (Tensor, str)) or not hasattr(value, "__len__"):
-        raise TypeError(f"{name} must be a pair of ints, height and width, got {type(value).__name__}")
-    if len(value) != 2:
-        raise ValueError(f"{name} must be a pair of ints, height and width, got {len(value)} of them")
-    for side in value:
-        _check_whole(name, side)
-    if value[0] < 1 or value[1] < 1:
-        raise ValueError(f"{name} must be positive, got {tuple(value)}")
-
-
-def _check_whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Integral)):
-        raise TypeError(f"{name} must hold ints, got {value!r}")
+            check_tensor(name, parameters[4 * layer + part], (x.dtype,))
+            check_like(name, parameters[4 * layer + part], shape, x)
 
 
 def place_positions(
@@ -372,19 +322,19 @@ def place_positions(
             as sizes, a negative one, or one that leaves nothing; both `uniform` and `generator`; a position that is not
             on `grid`; `uniform` outside [0, 1] or NaN.
     """
-    _check_tensor("index", index, (torch.int64,))
+    check_tensor("index", index, (torch.int64,))
     if index.dim() != 2:
         raise ValueError(f"index must be [B, S], got shape {list(index.shape)}")
-    _check_sides("grid", grid)
+    check_sides("grid", grid)
     if isinstance(sizes, (Tensor, str)) or not hasattr(sizes, "__len__"):
         raise TypeError(f"sizes must be a list of pairs, height and width, got {type(sizes).__name__}")
     for number, size in enumerate(sizes):
-        _check_sides(f"sizes[{number}]", size)
+        check_sides(f"sizes[{number}]", size)
     borders = [0] * len(sizes) if borders is None else list(borders)
     if len(borders) != len(sizes):
         raise ValueError(f"borders must hold one number for each of the {len(sizes)} sizes, got {len(borders)}")
     for size, border in zip(sizes, borders, strict=True):
-        _check_whole("borders", border)
+        check_whole("borders", border)
         if border < 0 or min(size) <= 2 * border:
             raise ValueError(f"borders: {border} on each side leaves nothing of size {tuple(size)}")
     shape = (len(sizes), 2, *index.shape)
@@ -392,8 +342,8 @@ def place_positions(
         uniform = torch.rand(shape, generator=generator, device=index.device)
     elif generator is not None:
         raise ValueError("generator is not used when uniform is given; leave one of them out")
-    _check_tensor("uniform", uniform, (torch.float32,))
-    _check_like("uniform", uniform, shape, index)
+    check_tensor("uniform", uniform, (torch.float32,))
+    check_like("uniform", uniform, shape, index)
     flat_sizes = [side for size in sizes for side in size]
     return _placing.place(index, list(grid), flat_sizes, borders, uniform)
 
@@ -435,7 +385,7 @@ def sample_patches(
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device or range; num_patches above N; both `uniform` and `generator`.
     """
-    _check_tensor("density", density, _FLOATING)
+    check_tensor("density", density, FLOATING)
     if density.dim() < 2 or 0 in density.shape:
         raise ValueError(f"density must be [B, *spatial], not empty, got {list(density.shape)}")
     if not isinstance(num_patches, int) or isinstance(num_patches, bool):
@@ -443,20 +393,20 @@ def sample_patches(
     positions = density.shape[1:].numel()
     if not 1 <= num_patches <= positions:
         raise ValueError(f"num_patches must be 1 to {positions}, the positions of an image, got {num_patches}")
-    _check_number("threshold", threshold)
+    check_number("threshold", threshold)
     if not 0 <= threshold < math.inf:
         raise ValueError(f"threshold must be non-negative and finite, got {threshold}")
-    _check_above_zero("boost", boost)
+    check_above_zero("boost", boost)
     if region is not None:
-        _check_tensor("region", region, _INTEGER)
-        _check_like("region", region, density.shape, density)
+        check_tensor("region", region, INTEGER)
+        check_like("region", region, density.shape, density)
         region = region.flatten(1)
     if uniform is None:
         uniform = torch.rand(density.shape, generator=generator, device=density.device)
     elif generator is not None:
         raise ValueError("generator is not used when uniform is given; leave one of them out")
-    _check_tensor("uniform", uniform, _FLOATING)
-    _check_like("uniform", uniform, density.shape, density)
+    check_tensor("uniform", uniform, FLOATING)
+    check_like("uniform", uniform, density.shape, density)
     return _sampling.sample(
         density.detach().flatten(1),
         region,
@@ -493,18 +443,18 @@ def attention_statistics(
         TypeError: a wrong type or dtype, or a scale that wants a gradient (multiply `query` by it instead).
         ValueError: a wrong shape (nothing may be 0), device or scale.
     """
-    _check_tensor("query", query, _FLOATING)
-    _check_tensor("key", key, _FLOATING)
+    check_tensor("query", query, FLOATING)
+    check_tensor("key", key, FLOATING)
     if query.dim() != 3 or 0 in query.shape:
         raise ValueError(f"query must be [B, N, d], not empty, got shape {list(query.shape)}")
     if key.dim() != 3 or 0 in key.shape:
         raise ValueError(f"key must be [B, M, d], not empty, got shape {list(key.shape)}")
-    _check_like("key", key, (query.shape[0], key.shape[1], query.shape[2]), query)
+    check_like("key", key, (query.shape[0], key.shape[1], query.shape[2]), query)
     if key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
         raise TypeError(f"key must have query's dtype {query.dtype}, got {key.dtype}")
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    _check_number("scale", scale)
+    check_number("scale", scale)
     if not -math.inf < scale < math.inf:
         raise ValueError(f"scale must be finite, got {scale}")
     return _attention.attention_statistics(query, key, float(scale))
@@ -523,7 +473,7 @@ def local_density(structure_map: Tensor, window: int = 7) -> Tensor:
     Raises:
         ValueError: not [B, H, W], or a window that is not odd and positive.
     """
-    _check_tensor("structure_map", structure_map, _FLOATING)
+    check_tensor("structure_map", structure_map, FLOATING)
     if structure_map.dim() != 3:
         raise ValueError(f"structure_map must be [B, H, W], got {list(structure_map.shape)}")
     if window < 1 or window % 2 == 0:

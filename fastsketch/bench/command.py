@@ -82,12 +82,12 @@ def _step(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list
     # The C library's heap takes some steps to learn how large the feature maps are; a graph is captured after some.
     on_gpu = options.device == "cuda"
     effort = Effort(options.rounds or 5, 0, False, options.memory, options.device, WARM_UP + 2 if on_gpu else 3)
-    cases = [*itertools.product(options.sizes, options.presets, options.batches, (False, True) if on_gpu else (False,))]
+    ways = (False, True) if on_gpu else (False,)  # captured ones last: what fails in them costs no other
     rows: list[Row] = []
     raw: Times = {}
     failed: list[str] = []
-    for side, preset, batch, captured in sorted(cases, key=lambda case: case[-1]):
-        recipe, name = (f(side, preset, batch, captured) for f in (step.recipe, step.case_name))
+    for captured, *what in itertools.product(ways, options.sizes, options.presets, options.batches):
+        recipe, name = step.recipe(*what, captured), step.case_name(*what, captured)
         try:
             # A graph's memory is a pool of its own: what the allocator says of a call leaves it out.
             new, times, _ = measure_case(name, recipe, about, replace(effort, memory=effort.memory and not captured))
@@ -97,7 +97,7 @@ def _step(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list
             continue
         print("", record.table(new), sep="\n")
         for row in new:
-            print(f"  {row.implementation:22}{batch * 1e3 / row.p50_ms:.3g} images/s", flush=True)
+            print(f"  {row.implementation:22}{what[-1] * 1e3 / row.p50_ms:.3g} images/s", flush=True)
         rows += new
         raw |= times
         _save(options, about, rows, raw)  # at once: a later case may take longer than there is time

@@ -111,7 +111,7 @@ def training_step(
         preset: cut, or fsscl for the full method.
         batch: pictures a step.
         width: channels of the generator's first layer, as of the discriminator's.
-        captured: ours in a CUDA graph, from its fifth call on.
+        captured: ours in a CUDA graph, from its fourth call on.
     """
     folder = tempfile.TemporaryDirectory(prefix="fastsketch-bench-")
     root = Path(folder.name)

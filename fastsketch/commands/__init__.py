@@ -1,6 +1,6 @@
 """The commands: a module each, with `main(arguments)` and, for most, a dataclass of options.
 
-What a command needs is imported when it runs: the help is quick.
+What only one of them needs is imported when it runs.
 """
 
 from pathlib import Path

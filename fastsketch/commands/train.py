@@ -77,7 +77,7 @@ def _defaults(arguments: Sequence[str]) -> TrainConfig:
     switches = {field.name.replace("_", "-") for field in fields(TrainConfig) if field.type is bool}
     for word in arguments:
         name, equals, given = word.removeprefix("--").partition("=")
-        if equals and name in switches:
+        if word.startswith("--") and equals and name in switches:
             raise FastsketchError(f"--{name} takes no value, got {given}: write --{name} or --no-{name}")
     out = value("--out")
     if is_on("resume") and out is not None:

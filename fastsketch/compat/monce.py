@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastsketch._checks import check_number
 from fastsketch.compat import cut
 from fastsketch.compat.cut import PatchNCELoss
 from fastsketch.compat.dclgan import PatchSampleF
@@ -79,7 +80,6 @@ class MoNCELoss(cut.PatchNCELoss):
             value = getattr(self.opt, name)
             if isinstance(value, Tensor):
                 continue
-            if not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
-                raise TypeError(f"opt.{name} must be a number, got {value!r}")
+            check_number(f"opt.{name}", value)
             if not fits(value):
                 raise ValueError(f"opt.{name} must be {wanted}, got {value}")

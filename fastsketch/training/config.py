@@ -136,8 +136,9 @@ class TrainConfig:
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's momenta."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast dtype of the networks; the contrastive loss is always float32. auto: bfloat16 on GPUs and on processors
-    with AMX; asked for by name on a processor without instructions for it, it is very slow and warned of."""
+    """Autocast dtype of the networks; the contrastive loss is always float32. auto: bfloat16 on GPUs, on
+    processors with AMX, and with AVX512-BF16 where winograd is off; asked for by name on a processor without
+    instructions for it, it is very slow and warned of."""
     seed: int = 0
     """Of everything random."""
     device: str = "auto"

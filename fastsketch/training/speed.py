@@ -62,12 +62,13 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
     """
     on_gpu = device.type == "cuda"
     winograd = not on_gpu and config.winograd != "off" and is_available()
-    half = config.precision == "bfloat16" or (config.precision == "auto" and multiplies_tiles(device))
+    gains_by_half = multiplies_tiles if winograd else has_bfloat16
+    half = config.precision == "bfloat16" or (config.precision == "auto" and gains_by_half(device))
     if config.cuda_graph == "on" and not on_gpu:
         raise FastsketchError(f"cuda_graph is on, but the device is {device}")
     if config.cuda_graph == "on" and processes > 1:
         raise FastsketchError("cuda_graph is for one process; leave it off with several")
-    if config.cuda_graph == "on" and _backend.select("sample_patches", "cuda") == "reference":
+    if config.cuda_graph == "on" and _backend.select("sample_patches", "cuda", device.index) == "reference":
         raise FastsketchError(
             "cuda_graph is on, but sampling runs on the reference, which waits for the GPU: fastsketch info says why"
         )

@@ -18,7 +18,7 @@ from fastsketch import reference
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 BOUND = {torch.float32: 5e-5, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-9}
-"""Error allowed of a gradient, relative to the largest: ten times a good float32 kernel's, two roundings else."""
+"""Error allowed of a gradient, relative to the largest: in float32 13 times, else twice what `tests/gpu` allow."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,8 @@ def _equal(what: str, got: Tensor, want: Tensor) -> None:
 def patch_nce(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
     """The method's own width, and others; ragged; norms computed apart; all kinds of negatives."""
     many = (1, 1100, 64 if dtype == torch.float32 else 256)  # in half precision such wide rows have a tile of their own
-    shapes = (
-        *(((2, 256, 256), "image"), ((1, 100, 128), "image")),
-        *(((2, 77, 45), "same_region"), (many, "other_regions")),
-    )
-    for shape, negatives in shapes:
+    regional = [((2, 77, 45), "same_region"), (many, "other_regions")]
+    for shape, negatives in [((2, 256, 256), "image"), ((1, 100, 128), "image"), *regional]:
         query, key = (_randn(device, *shape, dtype=dtype, seed=seed) for seed in (1, 2))
         region = None if negatives == "image" else _below(4, device, *shape[:2])
         grad = _randn(device, *shape[:2], seed=3)
@@ -91,9 +88,12 @@ def attention_statistics(module: ModuleType, device: torch.device, dtype: torch.
             _close(f"{what}, {queries}×{keys}×{width}", got, exact, bound)
 
 
-def gather_and_tap(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+def gather_and_tap(
+    module: ModuleType, device: torch.device, dtype: torch.dtype, bound: float | None = None, samples: int = 100
+) -> None:
     """Both layouts, ragged sizes, positions that stand twice."""
-    index = _below(37 * 41, device, 2, 100)
+    bound = BOUND[dtype] if bound is None else bound
+    index = _below(37 * 41, device, 2, samples)
     index[0, 50:70] = 7
     for channels_last in (False, True):
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -102,12 +102,13 @@ def gather_and_tap(module: ModuleType, device: torch.device, dtype: torch.dtype)
         _equal("patches", patches, reference.gather_patches_forward(features, index))
         wide = features.double(), patches.double()
         tapped = module.tap_patches_backward(features, patches, index)
-        _close("gradient of a tap", tapped, reference.tap_patches_backward(*wide, index), BOUND[dtype])
+        _close("gradient of a tap", tapped, reference.tap_patches_backward(*wide, index), bound)
+        assert tapped.stride() == features.stride(), "gradient of a tap: not in the features' layout"
         if add := getattr(module, "tap_patches_add_", None):
             _equal("gradient of a tap in place", add(features.clone(), patches, index), tapped)
         dense = module.gather_patches_backward(patches, index, (37, 41), channels_last)
         exact = reference.gather_patches_backward(wide[1], index, (37, 41), channels_last)
-        _close("dense gradient", dense, exact, BOUND[dtype])
+        _close("dense gradient", dense, exact, bound)
 
 
 def gather_layers(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
@@ -124,7 +125,8 @@ def gather_layers(module: ModuleType, device: torch.device, dtype: torch.dtype) 
 def place_positions(module: ModuleType, device: torch.device) -> None:
     """One image and several; grids larger and smaller than the positions', with and without borders."""
     for images in (1, 3):
-        index, uniform = _below(1024, device, images, 300), torch.rand(4, 2, images, 300).to(device)
+        index, generator = _below(1024, device, images, 300), torch.Generator().manual_seed(images)
+        uniform = torch.rand(4, 2, images, 300, generator=generator).to(device)
         arguments = (32, 32), [(70, 70), (64, 64), (32, 32), (8, 8)], [3, 0, 0, 0]
         wanted = reference.place_positions(index, *arguments, uniform)
         for number, (got, want) in enumerate(

@@ -1,6 +1,6 @@
 """Which tensors the kernels take, and how one is launched.
 
-With few images the host is what a loss waits for, so little is done for each launch (docs/gpu.md has its time).
+With few images the host's time may be more than a kernel's: little is done for each launch (docs/gpu.md has its time).
 """
 
 from collections.abc import Callable

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import fastsketch
 from fastsketch import _backend, reference
+from fastsketch.trial import cases
 
 pytestmark = [
     pytest.mark.gpu,
@@ -117,22 +118,10 @@ def test_attention_statistics_against_float64(shape, dtype):
         close(g, w, 64 * EPS if number < 2 else 2 * UNIT[dtype])
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d)[6:])
-def test_gather_and_tap(dtype, channels_last):
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    features = randn(3, 130, 37, 41, dtype=dtype).to(memory_format=layout)
-    index = torch.randint(0, 37 * 41, (3, 300), device=DEVICE)  # some positions twice
-    index[0, 50:70] = 7
-    patches = kernels().gather_patches_forward(features, index)
-    assert torch.equal(patches, reference.gather_patches_forward(features, index))
-    got = kernels().tap_patches_backward(features, patches, index)
-    want = reference.tap_patches_backward(features.double(), patches.double(), index)
-    assert got.stride() == features.stride()
-    close(got, want, UNIT[dtype])
-    assert torch.equal(kernels().tap_patches_add_(features.clone(), patches, index), got)
-    dense = kernels().gather_patches_backward(patches, index, (37, 41), channels_last)
-    close(dense, reference.gather_patches_backward(patches.double(), index, (37, 41), channels_last), UNIT[dtype])
+def test_gather_and_tap(dtype):
+    """The trial's own case, with more positions and a narrower bound."""
+    cases.gather_and_tap(kernels(), DEVICE, dtype, UNIT[dtype], samples=300)
 
 
 def loss_path(features: Tensor, density: Tensor, uniform: Tensor, head: torch.nn.Linear) -> Tensor:

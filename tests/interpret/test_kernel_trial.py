@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from fastsketch import triton
+from fastsketch.trial import smallest
 from fastsketch.trial.cases import CASES
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "float16" not in name])
 def test_case(name):
     CASES[name].check(triton, torch.device("cpu"))
+
+
+def test_the_smallest_kernel_runs():
+    smallest.check(torch.device("cpu"))

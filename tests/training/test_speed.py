@@ -43,12 +43,13 @@ def test_auto_on_a_processor(tiny, monkeypatch, avx, amx, kernels):
     instructions(monkeypatch, avx, amx)
     monkeypatch.setattr(module, "is_available", lambda: kernels)
     got = choose_speed(tiny(precision="auto"), CPU)
-    assert got == Speed(HALF if amx else torch.float32, False, True, False, False, False, kernels and not amx)
-    assert str(got).startswith("bfloat16, fused adam" if amx else "float32, fused adam")
+    half = amx or (avx and not kernels)
+    assert got == Speed(HALF if half else torch.float32, False, True, False, False, False, kernels and not half)
+    assert str(got).startswith("bfloat16, fused adam" if half else "float32, fused adam")
     named = choose_speed(tiny(precision="bfloat16"), CPU)
     assert named.precision == HALF and named.winograd == (kernels and not amx)
     without = choose_speed(tiny(precision="auto", winograd="off"), CPU)
-    assert without.precision == (HALF if amx else torch.float32) and not without.winograd
+    assert without.precision == (HALF if amx or avx else torch.float32) and not without.winograd
 
 
 def test_auto_on_a_gpu_leaves_out_what_nobody_has_seen_run(tiny, monkeypatch):

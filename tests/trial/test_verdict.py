@@ -161,6 +161,23 @@ def test_threads_that_ask_at_once_wait_for_one_trial(toy_gpu):
     assert (chosen, len(held)) == (["triton"] * 4, 1)
 
 
+def test_a_process_waits_for_the_trial_of_another_and_takes_its_verdict(toy_gpu):
+    fcntl = pytest.importorskip("fcntl")
+    held = toy_gpu("patch_nce_forward = None")  # a trial of its own would fail
+    path = verdict.kept_in("toy_kernels", GPU)
+    path.parent.mkdir(parents=True)
+    chosen = []
+    thread = threading.Thread(target=lambda: chosen.append(_backend.select("patch_nce_forward", "cuda")))
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()
+        path.write_text(json.dumps({"results": dict.fromkeys(CASES, "")}))
+    thread.join(60)
+    assert (chosen, held) == (["triton"], [])
+
+
 def test_untried_by_request(toy_gpu, monkeypatch):
     held = toy_gpu("raise_ = patch_nce_forward = None")
     monkeypatch.setenv("FASTSKETCH_GPU_CHECK", "0")
