@@ -55,9 +55,10 @@ def test_auto_on_a_processor(tiny, monkeypatch, avx, amx, kernels):
 def test_auto_on_a_gpu_leaves_out_what_nobody_has_seen_run(tiny, monkeypatch):
     monkeypatch.setattr(module, "has_bfloat16", lambda device: True)
     assert choose_speed(tiny(precision="auto"), CUDA) == Speed(torch.bfloat16, True, True, False, False, True, False)
+    monkeypatch.setattr(_backend, "select", lambda kernel, device, index: "reference")
     with pytest.raises(FastsketchError, match="sampling runs on the reference"):
         choose_speed(tiny(cuda_graph="on"), CUDA)
-    monkeypatch.setattr(_backend, "select", lambda kernel, device: "triton")
+    monkeypatch.setattr(_backend, "select", lambda kernel, device, index: "triton")
     with pytest.raises(FastsketchError, match="cuda_graph needs the fused Adam"):
         choose_speed(tiny(cuda_graph="on", fused_adam="off"), CUDA)
     asked = tiny(compile="on", cuda_graph="on", data_on_device="off", precision="float32", channels_last="off")
