@@ -101,7 +101,7 @@ step benchmarks $((BUDGET - SECONDS - TRAINING - 3 * GRACE)) \
 if [ -n "$WEIGHTS" ]; then PERCEPTUAL=(--weights-dir "$WEIGHTS"); else PERCEPTUAL=(--perceptual-weights random); fi
 # Interrupted after a while, which training answers by saving and 130: as good as the end of the epoch here.
 step train $TRAINING bash -c 'timeout --signal=INT --preserve-status --kill-after=5 "$@"; code=$?; [ $code -eq 130 ] || exit $code' - \
-    $((TRAINING - 15)) "${UNTRIED[@]}" -m fastsketch train --preset fsscl \
+    $((TRAINING - 15)) "$PYTHON" -m fastsketch train --preset fsscl \
     --data "${DATA:-builtin}" --out "$OUT/run" --epochs 1 --decay-epochs 0 "${PERCEPTUAL[@]}" "${SIZE[@]}"
 if [ "$GPU" = 1 ] && command -v compute-sanitizer >/dev/null; then
     step sanitizer 90 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 "${TESTS[@]}" -m gpu \

@@ -119,7 +119,7 @@ def training_step(
     settings: dict[str, Any] = {"image_size": side, "sketch_channels": 3, "masks": "white"}
     settings |= {"width": width, "discriminator_width": width, "num_patches": min(256, (side // 4) ** 2)}
     settings |= {"batch_size": batch, "device": device.type, "pictures": 0, "perceptual_weights": "random"}
-    settings |= {"cuda_graph": "on"} if captured else {}
+    settings |= {"cuda_graph": "on" if captured else "off"}
     config = TrainConfig(data="builtin", out=root / "run", **{"preset": preset, **PRESETS[preset], **settings})
     trainer = Trainer(config, data, quiet=True)
     trainer.folder = folder  # kept as long as the trainer is

@@ -154,7 +154,8 @@ class TrainConfig:
     compile: Switch = "auto"
     """torch.compile; takes minutes at the start. auto: off."""
     cuda_graph: Switch = "auto"
-    """The whole step as one CUDA graph. auto: off, until it has been seen on a GPU."""
+    """The whole step as one CUDA graph. auto: in one process, without torch.compile, on a GPU where a captured step was
+    tried and gave what a plain one does."""
     data_on_device: Switch = "auto"
     """Keep the pictures on the device and cut and mirror them there; auto: on a GPU, where they fit."""
     winograd: Switch = "auto"

@@ -1,7 +1,7 @@
 """The speed switches of a run, resolved for a device: what `auto` means, and what cannot be had."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -52,7 +52,7 @@ def multiplies_tiles(device: torch.device) -> bool:
 
 
 def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) -> Speed:
-    """Resolve the switches. `auto` never chooses what has not been seen to run on a GPU and could fail there.
+    """Resolve the switches. On a GPU `auto` takes a captured step where one was tried, and right.
 
     Warns:
         UserWarning: bfloat16 by name on a processor without instructions for it; it works, a hundred times slower.
@@ -95,15 +95,26 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
             UserWarning,
             stacklevel=2,
         )
-    return Speed(
+    speed = Speed(
         precision=torch.bfloat16 if half else torch.float32,
         channels_last=_resolve(config.channels_last, on_gpu),  # on a CPU it slows the norms down
         fused_adam=_resolve(config.fused_adam, device.type in ("cpu", "cuda")),
-        compile=_resolve(config.compile, False),
-        cuda_graph=_resolve(config.cuda_graph, False),
+        compile=config.compile == "on",
+        cuda_graph=config.cuda_graph == "on",
         data_on_device=_resolve(config.data_on_device, on_gpu),
         winograd=winograd,
     )
+    if config.cuda_graph == "auto" and on_gpu and processes == 1 and speed.fused_adam and not speed.compile:
+        return replace(speed, cuda_graph=_may_be_captured(config, speed, device))
+    return speed
+
+
+def _may_be_captured(config: TrainConfig, speed: Speed, device: torch.device) -> bool:
+    if _backend.select("sample_patches", "cuda", device.index) == "reference":
+        return False
+    from fastsketch.trial import captured  # which makes steps, for which this module is needed
+
+    return not captured.why_not(config, speed, device)
 
 
 def _resolve(switch: Switch, auto: bool) -> bool:

@@ -167,3 +167,12 @@ def _cases() -> Iterator[Case]:
 
 CASES = {case.name: case for case in _cases()}
 """All of them, by name."""
+
+
+def check_case(module: ModuleType, name: str, device: torch.device) -> None:
+    """Try a case of `CASES`.
+
+    Raises:
+        AssertionError: what was wrong.
+    """
+    CASES[name].check(module, device)

@@ -1,5 +1,7 @@
-"""The process that tries kernels. It prints a line when all but the kernels is seen to work, and one after each case:
-MARK, and in JSON the case's name and what was wrong, "" for nothing.
+"""The process that tries kernels, or steps.
+
+It prints a line when all but the kernels is seen to work, and one after each case: MARK, and in JSON the case's name
+and what was wrong, "" for nothing.
 
 What goes wrong in CUDA itself spoils everything after it in a process: then this one ends, and the next goes on.
 """
@@ -10,10 +12,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from fastsketch.trial.cases import CASES
+from fastsketch.trial import cases
 
 MARK = "fastsketch-trial "
 
@@ -49,12 +52,13 @@ def try_here(module_name: str, device_name: str, names: Sequence[str]) -> int:
     device = torch.device(device_name)
     on_gpu = device.type == "cuda"
     module = importlib.import_module(module_name)
+    check = getattr(module, "check_case", partial(cases.check_case, module))
     _begin(device, on_gpu and module_name.endswith(".triton"))
     _say("", torch.cuda.get_device_name(device) if on_gpu else "")
     for name in names:
         wrong, status = "", 0
         try:
-            CASES[name].check(module, device)
+            check(name, device)
             if on_gpu:
                 torch.cuda.synchronize(device)
         except AssertionError as error:

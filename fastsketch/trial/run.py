@@ -57,9 +57,9 @@ def try_cases(
     """What was wrong in each case, "" for nothing.
 
     Args:
-        module: name of an implementation's module.
+        module: name of an implementation's module; or of one with a `check_case(name, device)` of its own.
         device: where its kernels run, as torch names it.
-        names: of `CASES`, in the order they are tried.
+        names: of `CASES` (or of the module's own cases), in the order they are tried.
         limit: seconds for one process. One that gets nowhere in them has failed at its first case; after two of these
             the rest is not tried.
         show: called with each result as it comes.

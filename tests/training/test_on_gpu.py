@@ -1,21 +1,23 @@
 """Training on a GPU: plainly, captured in a CUDA graph, stopped and resumed."""
 
-import copy
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastsketch.training.checkpoint import load_generator
-from fastsketch.training.graph import WARM_UP
+from fastsketch.training.speed import choose_speed
 from fastsketch.training.trainer import Trainer
+from fastsketch.trial import captured
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
+CUDA = torch.device("cuda", 0)
 ON_GPU = {"device": "cuda", "epochs": 2, "decay_epochs": 0}
 ROUNDING = 1e-3
 """Of losses and of gradients as a whole: sums of other orders, in one step from one state."""
@@ -52,25 +54,20 @@ def test_a_run(tiny, data, preset, precision):
         assert torch.equal(mine, kept)
 
 
-@pytest.mark.parametrize("preset", ["fsscl", "cut"])
-def test_a_captured_step_is_the_plain_step(tiny, data, tmp_path, preset):
-    """From the same weights and state, twice: a replay has random numbers and a learning rate of its own."""
-    both = {graph: tiny(preset, out=tmp_path / graph, cuda_graph=graph, **ON_GPU) for graph in ("on", "off")}
-    captured, plain = (Trainer(config, data, quiet=True) for config in both.values())
-    batch = next(captured.batches.of_epoch(0, 0))
-    for captured.step in range(WARM_UP + 1):
-        captured.train_step(batch)
-    for step, rate in ((10, 2e-4), (11, 1e-4)):
-        plain.translator.load_state_dict(captured.translator.state_dict())
-        states = {name: copy.deepcopy(o.state_dict()) for name, o in captured.update.optimizers.items()}
-        plain.update.load_optimizers(states)
-        for trainer in (captured, plain):
-            trainer.step = step
-            trainer.update.set_learning_rate(rate)
-        before = torch.cat([p.detach().flatten() for p in captured.translator.generator.parameters()])
-        same(taken(captured, batch), taken(plain, batch))
-        after = torch.cat([p.detach().flatten() for p in captured.translator.generator.parameters()])
-        assert 0 < (after - before).abs().max() < 10 * rate  # Adam moves a weight by its rate, or a few times that
+@pytest.mark.parametrize("channels_last", ["on", "off"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("preset", ["fsscl", "cut", "fastcut"])
+def test_a_captured_step_is_the_plain_step(tiny, preset, precision, channels_last):
+    """From the same weights and state, several times: a replay has random numbers and a learning rate of its own."""
+    config = tiny(preset, precision=precision, channels_last=channels_last, cuda_graph="off", **ON_GPU)
+    captured.check_case(captured.case_name(config, choose_speed(config, CUDA)), CUDA)
+
+
+def test_auto_captures_what_passed_in_a_process_of_its_own(tiny, monkeypatch):
+    monkeypatch.delenv("FASTSKETCH_GPU_CHECK", raising=False)
+    config = tiny(**ON_GPU)
+    assert captured.why_not(config, choose_speed(replace(config, cuda_graph="off"), CUDA), CUDA) == ""
+    assert choose_speed(config, CUDA).cuda_graph
 
 
 @pytest.mark.parametrize("graph", ["off", "on"])

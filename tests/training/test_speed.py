@@ -52,7 +52,8 @@ def test_auto_on_a_processor(tiny, monkeypatch, avx, amx, kernels):
     assert without.precision == (HALF if amx or avx else torch.float32) and not without.winograd
 
 
-def test_auto_on_a_gpu_leaves_out_what_nobody_has_seen_run(tiny, monkeypatch):
+def test_on_a_gpu(tiny, monkeypatch):
+    """Without one; what auto makes of a captured step there: tests/trial/test_captured.py."""
     monkeypatch.setattr(module, "has_bfloat16", lambda device: True)
     assert choose_speed(tiny(precision="auto"), CUDA) == Speed(torch.bfloat16, True, True, False, False, True, False)
     monkeypatch.setattr(_backend, "select", lambda kernel, device, index: "reference")

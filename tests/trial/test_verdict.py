@@ -16,7 +16,7 @@ import torch
 
 from fastsketch import _backend
 from fastsketch.cli import main
-from fastsketch.trial import run, verdict
+from fastsketch.trial import captured, run, verdict
 from fastsketch.trial.cases import CASES, Case
 
 GPU = "Toy GPU (sm_90)"
@@ -40,6 +40,7 @@ def kernels(tmp_path, monkeypatch):
 def toy_gpu(kernels, tmp_path, monkeypatch):
     """toy_gpu(source): a machine with a GPU, a cache of its own, and these kernels as those of Triton.
 
+    `captured_steps`: what is wrong with those.
     Trials are held in this process, which is quicker; the list that is returned has the modules tried.
     """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -49,9 +50,11 @@ def toy_gpu(kernels, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("FASTSKETCH_GPU_CHECK", raising=False)
     monkeypatch.setitem(_backend.IMPLEMENTATIONS, "cuda", "fastsketch._nothing_of_that_name")
-    held = []
+    held, steps = [], ""
 
-    def machine(source: str = "") -> list[str]:
+    def machine(source: str = "", captured_steps: str = "") -> list[str]:
+        nonlocal steps
+        steps = captured_steps
         monkeypatch.setitem(_backend.IMPLEMENTATIONS, "triton", kernels(source))
         sys.modules.pop("toy_kernels", None)
         forget()
@@ -59,6 +62,10 @@ def toy_gpu(kernels, tmp_path, monkeypatch):
 
     def try_cases(module: str, device: str, names: list[str], show) -> dict[str, str]:
         held.append(module)
+        if module == captured.__name__:  # has tests of its own
+            for name in names:
+                show(name, steps)
+            return dict.fromkeys(names, steps)
         if device != "cpu":
             raise run.NotTried("no such device")
         found = {name: wrong(CASES[name], importlib.import_module(module)) for name in names}
@@ -98,7 +105,7 @@ def test_what_is_right_is_used_and_tried_once(toy_gpu, caplog):
         forget()  # as a new process
         assert used() == set(_backend.KERNELS)
     assert (held, len(caplog.messages)) == (["toy_kernels"], 1)
-    kept = json.loads(verdict.kept_in("toy_kernels", GPU).read_text())
+    kept = json.loads(verdict.kept_in(verdict.kernels_of("toy_kernels"), GPU).read_text())
     assert (kept["gpu"], kept["torch"], set(kept["results"].values())) == (GPU, torch.__version__, {""})
 
 
@@ -109,7 +116,8 @@ def test_what_is_wrong_is_not_used_and_says_so(toy_gpu, caplog):
     """)
     with caplog.at_level(logging.WARNING, "fastsketch"):
         assert used() == set(_backend.KERNELS) - {"gather_layers"}
-    assert "what failed: gather_layers, bfloat16; gather_layers, float16;" in caplog.messages[-1]
+    assert "failed: gather_layers, bfloat16 (patches of layer 0: not the reference's); gather" in caplog.messages[-1]
+    assert caplog.messages[-1].endswith(": plain PyTorch takes its place")
     name, passed_over = _backend.explain("cuda")["gather_layers"]
     assert name == "reference"
     assert passed_over["triton"].startswith(f"failed its check on {GPU} (gather_layers, float16: patches of layer 0")
@@ -121,7 +129,7 @@ def test_new_kernels_are_tried_anew(toy_gpu, monkeypatch):
     held = toy_gpu()
     used()
     forget()
-    monkeypatch.setattr(verdict, "_digest", lambda: "others")
+    monkeypatch.setattr(verdict, "_digest", lambda patterns: "others")
     used()
     assert len(held) == 2
 
@@ -129,7 +137,7 @@ def test_new_kernels_are_tried_anew(toy_gpu, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"results": {}}', b"\xff"])
 def test_a_damaged_file_is_made_again(toy_gpu, content):
     held = toy_gpu()
-    path = verdict.kept_in("toy_kernels", GPU)
+    path = verdict.kept_in(verdict.kernels_of("toy_kernels"), GPU)
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     assert used() == set(_backend.KERNELS)
@@ -164,7 +172,7 @@ def test_threads_that_ask_at_once_wait_for_one_trial(toy_gpu):
 def test_a_process_waits_for_the_trial_of_another_and_takes_its_verdict(toy_gpu):
     fcntl = pytest.importorskip("fcntl")
     held = toy_gpu("patch_nce_forward = None")  # a trial of its own would fail
-    path = verdict.kept_in("toy_kernels", GPU)
+    path = verdict.kept_in(verdict.kernels_of("toy_kernels"), GPU)
     path.parent.mkdir(parents=True)
     chosen = []
     thread = threading.Thread(target=lambda: chosen.append(_backend.select("patch_nce_forward", "cuda")))
@@ -197,8 +205,8 @@ def test_a_trial_that_cannot_be_held_is_no_verdict(toy_gpu, monkeypatch, caplog)
     monkeypatch.setattr(verdict, "gpu_at", lambda index: (GPU, "cuda:99"))
     with caplog.at_level(logging.WARNING, "fastsketch"):
         assert used() == set()
-    assert "they could not be checked (no such device)" in caplog.messages[-1]
-    assert not verdict.kept_in("toy_kernels", GPU).exists()
+    assert "it could not be checked (no such device): plain PyTorch takes its place" in caplog.messages[-1]
+    assert not verdict.kept_in(verdict.kernels_of("toy_kernels"), GPU).exists()
     assert f"could not be checked on {GPU}: no such device" in _backend.explain("cuda")["gather_layers"][1]["triton"]
 
 
@@ -314,8 +322,8 @@ def test_each_kind_of_gpu_has_a_verdict_of_its_own(toy_gpu, monkeypatch):
 
 
 def test_only_cases_of_kernels_that_are_there():
-    assert verdict.cases_of("fastsketch.reference") == list(CASES)
-    assert verdict.cases_of("fastsketch.drawing") == []
+    assert verdict.kernels_of("fastsketch.reference").cases == tuple(CASES)
+    assert verdict.kernels_of("fastsketch.drawing").cases == ()
 
 
 def command() -> int:
@@ -330,8 +338,9 @@ def test_the_command(toy_gpu, capsys):
     out = capsys.readouterr().out
     assert f"triton on {GPU}" in out
     assert "cuda: not there (ModuleNotFoundError" in out
-    assert out.count("right") == len(CASES) + 1
-    assert out.endswith("all right: these kernels are used\n")
+    assert out.count("right\n") == len(CASES) + 2
+    assert f"training steps in a CUDA graph on {GPU}\n  fsscl " in out
+    assert out.endswith("all right: these kernels are used, and training steps are captured\n")
 
 
 def test_the_command_with_a_failure(toy_gpu, capsys):
@@ -339,9 +348,17 @@ def test_the_command_with_a_failure(toy_gpu, capsys):
     assert command() == 1
     out = capsys.readouterr().out
     assert "place_positions                  FAILED: places on grid 0: not the reference's" in out
-    assert "1 failed: plain PyTorch takes the place of that" in out
+    assert "1 failed: plain PyTorch takes the place of a kernel" in out
     assert used() == set(_backend.KERNELS) - {"place_positions"}
-    assert len(held) == 1, "what the command found is kept"
+    assert held.count("toy_kernels") == 1, "what the command found is kept"
+
+
+def test_the_command_with_a_captured_step_that_fails(toy_gpu, capsys):
+    toy_gpu(captured_steps="replay 1: losses off by 1")
+    assert command() == 1
+    out = capsys.readouterr().out
+    assert "  cut                              FAILED: replay 1: losses off by 1" in out
+    assert out.endswith("2 failed: plain PyTorch takes the place of a kernel, a plain step that of a captured one\n")
 
 
 def test_the_command_with_nothing_to_try(toy_gpu, monkeypatch, capsys):
