@@ -78,7 +78,7 @@ if [ "$GPU" = 1 ]; then
     step info 30 "${UNTRIED[@]}" -m fastsketch info
     step steps 150 "${UNTRIED[@]}" -m fastsketch bench step --device cuda --sizes 256 --batches 1 8 --rounds 10 --save "$OUT"
     # Side by side: most of their time goes into compiling kernels on the CPU, and nothing in them is timed.
-    step tests_triton 150 "${TESTS[@]}" $(workers 6) -m gpu tests/gpu/test_triton_kernels.py &
+    step tests_triton 150 "${TESTS[@]}" $(workers 6) -m gpu tests/gpu/test_triton_kernels.py tests/gpu/test_networks.py &
     step tests_sampling 150 "${TESTS[@]}" -m gpu tests/gpu/test_sampling_cuda.py &
     step tests_training 150 env FASTSKETCH_GPU_CHECK=0 "${TESTS[@]}" -m gpu tests/training/test_on_gpu.py &
     step tests_operators 150 env FASTSKETCH_TEST_DEVICE=cuda "${TESTS[@]}" $(workers 4) -k triton \

@@ -11,7 +11,9 @@ import fastsketch
 from benchmarks import baselines
 from benchmarks.cases import BORDERS, LAYERS
 from fastsketch import _backend
+from fastsketch.nn import ResnetGenerator
 from fastsketch.nn.losses import MultiLayerPatchNCE
+from fastsketch.nn.own_kernels import use_own_kernels
 from fastsketch.nn.sampler import PatchSample
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -181,12 +183,45 @@ def attention(positions: int, quick: bool) -> Case:
     )
 
 
+def generator(batch: int, quick: bool) -> Case:
+    """The generator at 256², forward and backward under bfloat16 autocast: with kernels of its own for norms, blurs and
+    padding, and with the framework's, in the layout that these are said to like and in the other one.
+    """
+    side, width = (32, 4) if quick else (256, 64)
+    image, mask = (torch.rand(batch, n, side, side, device=DEVICE) for n in (3, 1))
+
+    def contender(own: bool, layout: torch.memory_format) -> Callable[[], Any]:
+        network = ResnetGenerator(3, 1, width).to(DEVICE, memory_format=layout)
+        use_own_kernels(network, own)
+        pictures, masks = (x.contiguous(memory_format=layout) for x in (image, mask))
+        weights = list(network.parameters())
+
+        def run() -> Any:
+            with torch.autocast(DEVICE.type, torch.bfloat16):
+                drawn = network(pictures, masks)
+            return torch.autograd.grad(drawn.float().square().mean(), weights, allow_unused=True)
+
+        return captured(run)
+
+    return Case(
+        {
+            "fastsketch, channels-last": contender(True, torch.channels_last),
+            "framework, channels-last": contender(False, torch.channels_last),
+            "fastsketch, contiguous": contender(True, torch.contiguous_format),
+            "framework, contiguous": contender(False, torch.contiguous_format),
+        },
+        [],
+    )
+
+
 CASES: dict[str, Callable[[bool], Case]] = {
     "attention_statistics N=4096": lambda quick: attention(4096, quick),
     "sample_patches B=8 N=65536": lambda quick: sampling(8, quick),
     "patch_nce rows=65536 bf16": lambda quick: many_negatives(65536, quick),
     "tap_backward B=1": lambda quick: tap_backward(1, quick),
     "tap_backward B=32": lambda quick: tap_backward(2 if quick else 32, quick),
+    "generator B=2": lambda quick: generator(1 if quick else 2, quick),
+    "generator B=16": lambda quick: generator(1 if quick else 16, quick),
     "loss_path B=1": lambda quick: loss_path(1, quick),
     "loss_path B=8": lambda quick: loss_path(2 if quick else 8, quick),
 }

@@ -115,6 +115,7 @@ def forget() -> None:
     """Look for implementations again: what was loaded and chosen is kept otherwise."""
     _load.cache_clear()
     _choose.cache_clear()
+    _optional.cache_clear()
 
 
 def kernel(name: str, device: torch.device):
@@ -140,9 +141,17 @@ def run_checked(name: str, device: torch.device, check: Callable[[], None], *arg
 
 
 def optional_kernel(name: str, beside: str, device: torch.device) -> Callable | None:
-    """A kernel not every implementation has, of the implementation that runs kernel `beside`; None if it has none."""
-    module, _ = _load(select(beside, device.type, device.index))
-    return getattr(module, name, None)
+    """A kernel not every implementation has, of the implementation that runs kernel `beside`; None if it has none that
+    may be used.
+    """
+    return _optional(name, select(beside, device.type, device.index), device.index, forced_backend() is None)
+
+
+@cache
+def _optional(name: str, implementation: str, index: int | None, to_be_tried: bool) -> Callable | None:
+    if to_be_tried and _passed_over(implementation, name, index):
+        return None
+    return getattr(_load(implementation)[0], name, None)
 
 
 def explain(device_type: str) -> dict[str, tuple[str, dict[str, str]]]:

@@ -11,7 +11,8 @@ import fastsketch
 from fastsketch.bench.baselines import cut
 from fastsketch.bench.case import Bar, Case, Recipe, against_eager, random
 from fastsketch.bench.layers import BORDERS, DIM, LAYERS, SAMPLES, Features, layer_shapes, mlps, projection, sinks
-from fastsketch.bench.networks import CASES as CPU_CASES
+from fastsketch.bench.networks import CASES as NETWORK_CASES
+from fastsketch.bench.networks import CPU_CASES
 from fastsketch.bench.selection import CASES as SELECTION_CASES
 from fastsketch.compat.cut import PatchNCELoss, PatchSampleF
 from fastsketch.nn.losses import MultiLayerPatchNCE
@@ -204,5 +205,6 @@ CASES: dict[str, Recipe] = {
     "tap B=4": Recipe(tap, {"batch": 4}, {"batch": 1, "side": 64}),
     **SELECTION_CASES,
     **CPU_CASES,
+    **NETWORK_CASES,
 }
 """What `fastsketch bench` measures, by name."""

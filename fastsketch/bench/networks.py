@@ -1,4 +1,4 @@
-"""The measured cases of what networks compute on a CPU, forward and backward: convolutions, blurs, norms, attention."""
+"""The measured cases of what networks compute, forward and backward: convolutions, blurs, norms, attention."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -134,14 +134,17 @@ CONVOLUTIONS = (
 BLURS = {"downsample 128, 256²": (BlurDownsample, 128, 256), "upsample 256, 64²": (BlurUpsample, 256, 64)}
 """Kind, channels, side: of 256² pictures at width 64."""
 
-CASES: dict[str, Recipe] = {
+CPU_CASES: dict[str, Recipe] = {
     f"conv{k}x{k} {c}→{f} at {side}²": Recipe(
         convolution,
         {"size": k, "channels": c, "filters": f, "side": side, "batch": batch},
         {"channels": 32, "filters": 32, "side": 20},
     )
     for k, c, f, side, batch in CONVOLUTIONS
-} | {
+} | {f"attend N={n}": Recipe(attention, {"positions": n}, {"positions": 40}) for n in (1024, 4096)}
+"""By name; for a CPU only."""
+
+CASES: dict[str, Recipe] = {
     f"blur {name}": Recipe(blur, {"kind": kind, "channels": channels, "side": side}, {"channels": 3, "side": 20})
     for name, (kind, channels, side) in BLURS.items()
 }
@@ -149,5 +152,4 @@ CASES |= {
     f"norm and relu {c}, {side}²": Recipe(norm, {"channels": c, "side": side}, {"channels": 3, "side": 20})
     for c, side in ((128, 256), (256, 64))
 }
-CASES |= {f"attend N={n}": Recipe(attention, {"positions": n}, {"positions": 40}) for n in (1024, 4096)}
-"""By name; for a CPU only."""
+"""By name; for a GPU too."""

@@ -9,17 +9,20 @@ from torch.profiler import ProfilerActivity, profile
 from fastsketch.bench.case import Case
 
 OPERATORS = "fastsketch's operators"
+NORMALISATION, RESAMPLING = "normalisation", "padding and resampling"
 TRITON_KERNELS = {
-    *("forward_kernel", "backward_kernel", "inverse_norms_kernel"),
-    *("gather_kernel", "add_kernel", "place_kernel", "rows_kernel", "columns_kernel"),
+    **dict.fromkeys(("forward_kernel", "backward_kernel", "inverse_norms_kernel"), OPERATORS),
+    **dict.fromkeys(("gather_kernel", "add_kernel", "place_kernel", "rows_kernel", "columns_kernel"), OPERATORS),
+    **dict.fromkeys(("moments_kernel", "normalise_kernel", "products_kernel", "gradient_kernel"), NORMALISATION),
+    "stencil_kernel": RESAMPLING,
 }
-"""Whole names, as a profiler shows them; CUDA C++ kernels carry the namespace."""
+"""Kinds by whole names, as a profiler shows them; CUDA C++ kernels carry the namespace."""
 
 KINDS: dict[str, tuple[str, ...]] = {
     OPERATORS: ("fastsketch",),
     "convolution": ("conv", "mkldnn", "cudnn", "xnn", "slow_", "thnn", "im2col"),
-    "normalisation": ("norm", "batch_norm"),
-    "padding and resampling": ("pad", "upsample", "replication", "reflection"),
+    NORMALISATION: ("norm", "batch_norm"),
+    RESAMPLING: ("pad", "upsample", "replication", "reflection"),
     "matrix products": ("mm", "addmm", "bmm", "matmul", "linear", "gemm"),
     "attention": ("attention", "flash", "softmax"),
     "optimiser": ("_foreach", "_fused", "optimizer", "lerp", "addcmul", "addcdiv"),
@@ -33,7 +36,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 def kind_of(name: str) -> str:
     """The kind of an operator or GPU kernel."""
     if name in TRITON_KERNELS:
-        return OPERATORS
+        return TRITON_KERNELS[name]
     plain = name.lower()
     return next((kind for kind, parts in KINDS.items() if any(part in plain for part in parts)), "everything else")
 

@@ -1,8 +1,8 @@
-"""Binomial blurs that halve or double a map: on a CPU kernels of their own, else the framework's convolutions.
+"""Binomial blurs that halve or double a map: kernels of their own, where there are any, else the framework's.
 
-[L: Zhang, Making convolutional networks shift-invariant again, ICML 2019], as in CUT. The kernels (`csrc/cpu/blur.h`)
-add up rows, then columns, pad by themselves, and keep nothing for the gradient, where a convolution keeps its padded
-input.
+[L: Zhang, Making convolutional networks shift-invariant again, ICML 2019], as in CUT. The kernels (`csrc/cpu/blur.h`,
+`fastsketch/triton/stencils.py`) pad by themselves, and keep nothing for the gradient, where a convolution keeps its
+padded input.
 """
 
 from collections.abc import Sequence

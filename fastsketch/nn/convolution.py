@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from fastsketch.nn.own_kernels import kernel
+from fastsketch.nn.padding import reflection_pad
 from fastsketch.ops.eager import nothing_looks_on
 
 SMALLEST = 32
@@ -91,12 +92,24 @@ def convolve(
     if tuple(weight.shape[1:]) != (x.shape[1], size, size):
         raise ValueError(f"weight must be [Cout, {x.shape[1]}, {size}, {size}], got {list(weight.shape)}")
     if not nothing_looks_on(x, weight, bias) or weight.numel() == 0 or kernel("convolve", x.device) is None:
-        x = nn.functional.pad(x, (padding,) * 4, mode="reflect") if reflect else x
+        x = reflection_pad(x, padding) if reflect else x
         return nn.functional.conv2d(x, weight, bias, padding=0 if reflect else padding)
     return _Convolve.apply(x, weight, bias, padding, reflect)
 
 
-class WinogradConv2d(nn.Conv2d):
+class _PaddedConv2d(nn.Conv2d):
+    """The framework's convolution of stride 1, behind padding that may be a kernel of its own."""
+
+    own_kernel = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `nn.Conv2d`'s."""
+        if self.padding_mode != "reflect":
+            return super().forward(x)
+        return nn.functional.conv2d(reflection_pad(x, self.padding[0], self.own_kernel), self.weight, self.bias)
+
+
+class WinogradConv2d(_PaddedConv2d):
     """A convolution of stride 1 that can be computed by Winograd's way; parameters and names are `nn.Conv2d`'s.
 
     Args:
@@ -130,7 +143,7 @@ class WinogradConv2d(nn.Conv2d):
         return out.to(torch.get_autocast_dtype("cpu")) if cast else out
 
 
-class DirectConv2d(nn.Conv2d):
+class DirectConv2d(_PaddedConv2d):
     """A 7×7 convolution of stride 1 with few channels in or out; parameters and names are `nn.Conv2d`'s.
 
     By its own kernel it is differentiable once (`fastsketch.nn.own_kernels` switches).
@@ -143,7 +156,6 @@ class DirectConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, padding: int = 0, padding_mode: str = "zeros") -> None:
         super().__init__(in_channels, out_channels, 7, padding=padding, padding_mode=padding_mode)
-        self.own_kernel = True
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, Cin, H, W] to [B, Cout, H + 2 padding − 6, W + 2 padding − 6]; under autocast it is the framework's."""

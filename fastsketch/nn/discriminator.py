@@ -16,7 +16,7 @@ class PatchDiscriminator(nn.Module):
         width: channels after the first layer.
         layers: downsampling layers; 3 sees 70×70 pixels.
 
-    On a CPU it is differentiable once, unless `fastsketch.nn.own_kernels.use_own_kernels(self, False)`.
+    By kernels of its own it is differentiable once, unless `fastsketch.nn.own_kernels.use_own_kernels(self, False)`.
     """
 
     def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3) -> None:

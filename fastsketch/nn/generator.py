@@ -12,6 +12,7 @@ from fastsketch.nn.blur import BlurDownsample, BlurUpsample
 from fastsketch.nn.convolution import DirectConv2d, WinogradConv2d
 from fastsketch.nn.init import init_weights
 from fastsketch.nn.instance_norm import InstanceNorm
+from fastsketch.nn.padding import ReflectionPad
 
 INPUT_BORDER = 3
 """Reflection padding before the first convolution: the border of tapped layer 0."""
@@ -68,7 +69,7 @@ class ResnetGenerator(nn.Module):
         tap_layers: ascending layer numbers to take patches from. Layer 0 is the padded picture, without its mask; a
             norm's number stands for the map behind its ReLU.
 
-    On a CPU it is differentiable once, unless `fastsketch.nn.own_kernels.use_own_kernels(self, False)`.
+    By kernels of its own it is differentiable once, unless `fastsketch.nn.own_kernels.use_own_kernels(self, False)`.
 
     Raises:
         ValueError: a number of channels below 1, too few blocks for the taps, taps that do not ascend, or none that
@@ -96,7 +97,7 @@ class ResnetGenerator(nn.Module):
         self.out_channels = out_channels
         self.mask_channel = mask_channel
         self.tap_layers = tuple(tap_layers)
-        model: list[nn.Module] = [nn.ReflectionPad2d(INPUT_BORDER)]
+        model: list[nn.Module] = [ReflectionPad(INPUT_BORDER)]
         model += [DirectConv2d(in_channels + mask_channel, width), InstanceNorm(width, 0.0), nn.Identity()]
         for channels in (width, 2 * width):
             model += [WinogradConv2d(channels, 2 * channels, padding=1), InstanceNorm(2 * channels, 0.0), nn.Identity()]

@@ -1,4 +1,4 @@
-"""Instance norm together with the ReLU behind it: on a CPU a kernel of its own, else the framework's operators."""
+"""Instance norm together with the ReLU behind it: kernels of its own, where there are any, else the framework's."""
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,8 @@ from fastsketch.ops.eager import nothing_looks_on
 class _InstanceNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, slope: float, eps: float) -> Tensor:
-        x = x.contiguous()
+        if x.device.type == "cpu":  # the GPU's kernel takes channels-last maps as they are
+            x = x.contiguous()
         out, mean, scale = kernel("instance_norm", x.device)(x, slope, eps)
         ctx.save_for_backward(x, mean, scale)
         ctx.slope = slope
@@ -27,11 +28,11 @@ class _InstanceNorm(torch.autograd.Function):
 class InstanceNorm(nn.Module):
     """Each map less its mean, over its standard deviation; then a (leaky) ReLU, if one is asked for. No parameters.
 
-    The kernel (`csrc/cpu/instance_norm.h`) writes one map where the framework's operators write two, both ways.
-    They are group norm with a group a channel and the activation: the same function as `nn.InstanceNorm2d`, but 1.3 to
-    1.8 times as fast on a CPU, and right there: on torch 2.14 the CPU gradient of instance norm is wrong for one image
-    and a channels-last incoming gradient. By the kernel (`fastsketch.nn.own_kernels` switches) it is differentiable
-    once.
+    The kernels (`csrc/cpu/instance_norm.h`, `fastsketch/triton/norm.py`) write one map where the framework's
+    operators write two, both ways. These are group norm with a group a channel and the activation: the same function
+    as `nn.InstanceNorm2d`, but 1.3 to 1.8 times as fast on a CPU, and right there: on torch 2.14 the CPU gradient of
+    instance norm is wrong for one image and a channels-last incoming gradient. By the kernel
+    (`fastsketch.nn.own_kernels` switches) it is differentiable once.
 
     Args:
         channels: C.
@@ -45,7 +46,7 @@ class InstanceNorm(nn.Module):
         self.own_kernel = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to the same shape, and on a CPU the same dtype.
+        """[B, C, H, W] to the same shape, and by the kernels the same dtype, under autocast too.
 
         Raises:
             ValueError: another shape, or maps of a single position, which have no variance.

@@ -1,4 +1,7 @@
-"""Kernels for what networks compute beside the contrastive loss, on a CPU: found here, and switched here."""
+"""Kernels for what networks compute beside the contrastive loss: found here, and switched here.
+
+On a CPU all of them are C++, on a GPU norms, blurs and reflection padding are Triton's.
+"""
 
 from collections.abc import Callable
 
@@ -9,7 +12,7 @@ from fastsketch import _backend
 
 
 def kernel(name: str, device: torch.device) -> Callable | None:
-    """The C++ kernel of this name, where it is built and in use on `device`; else None."""
+    """The kernel of this name, where there is one in use on `device`; else None."""
     forced = _backend.forced_backend()
     if forced is not None and forced not in (*_backend.PREFERENCE.get(device.type, ()), "reference"):
         return None  # asked for on another kind of device
@@ -17,7 +20,8 @@ def kernel(name: str, device: torch.device) -> Callable | None:
 
 
 def use_own_kernels(module: nn.Module, on: bool = True) -> None:
-    """Switch a network's blurs, norms, attention and 7×7 convolutions: these kernels, or the framework's operators.
+    """Switch a network's blurs, norms, padding, attention and 7×7 convolutions: these kernels, or the framework's
+    operators.
 
     They are on from the start, where there are any, and can be differentiated once: a gradient penalty, say, wants them
     off. Convolutions by Winograd's way have a switch of their own,

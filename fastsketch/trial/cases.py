@@ -1,8 +1,8 @@
 """What a kernel must get right on a GPU before it is used there: small cases, against the reference in float64.
 
-A case takes the module of an implementation (functions named and called as those of `fastsketch.reference`) and a
-device, and raises AssertionError where a result is wrong. The bounds tell a broken kernel from a working one; how
-precise a working one is, the tests say (`tests/gpu`).
+A case takes the module of an implementation (functions named and called as those of `fastsketch.reference`, and of
+`fastsketch.triton` what networks use) and a device, and raises AssertionError where a result is wrong. The bounds tell
+a broken kernel from a working one; how precise a working one is, the tests say (`tests/gpu`).
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsketch import reference
+from fastsketch.reference import norm, stencils
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -148,11 +149,65 @@ def sample_patches(module: ModuleType, device: torch.device) -> None:
         _equal(f"positions ({samples} of {positions})", module.sample_patches(*there, samples, 1.5, 2.0), want)
 
 
+def instance_norm(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    """Both layouts, also a gradient in the other one; several shares of a map; a mean that is far from zero."""
+    for layout, other in (
+        (torch.contiguous_format, torch.channels_last),
+        (torch.channels_last, torch.contiguous_format),
+    ):
+        for shape, slope in (((2, 130, 9, 11), 0.2), ((1, 64, 60, 61), 0.0)):
+            x = (_randn(device, *shape) + 4).to(dtype, memory_format=layout)
+            exact = norm.instance_norm(x.double(), slope, 1e-5)
+            z = norm.instance_norm(x.double(), 1.0, 1e-5)[0]
+            # Where z is all but 0, rounding decides what the ReLU lets through.
+            arriving = (_randn(device, *shape, seed=1) * (z.abs() > 1e-3)).to(dtype, memory_format=other)
+            got = module.instance_norm(x, slope, 1e-5)
+            names = "map", "mean", "scale"
+            for what, one, want, bound in zip(names, got, exact, (BOUND[dtype], 1e-5, 1e-5), strict=True):
+                _close(f"{what}, {list(shape)}", one, want, bound)
+            grad = module.instance_norm_gradient(arriving, x, *got[1:], slope)
+            want = norm.instance_norm_gradient(arriving.double(), x.double(), *exact[1:], slope)
+            _close(f"gradient, {list(shape)}", grad, want, 2 * BOUND[dtype])
+
+
+def _stencil(kind: str, run: Callable, gradient: Callable, device: torch.device, dtype: torch.dtype) -> None:
+    """One of `fastsketch.reference.stencils`, in both layouts, of many channels and of few."""
+    last = torch.channels_last
+    for shape, layout in (((2, 70, 13, 18), torch.contiguous_format), ((2, 70, 13, 18), last), ((1, 3, 40, 9), last)):
+        x = _randn(device, *shape, dtype=dtype).to(memory_format=layout)
+        got = run(x)
+        _close(f"{kind}, {list(shape)}", got, stencils.apply(kind, x.double()), BOUND[dtype])
+        arriving = _randn(device, *got.shape, dtype=dtype, seed=1).to(memory_format=layout)
+        want = stencils.gradient(kind, arriving.double(), *shape[2:])
+        _close(f"gradient of {kind}, {list(shape)}", gradient(arriving, *shape[2:]), want, BOUND[dtype])
+
+
+def blurs(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    """Both."""
+    _stencil("blur_downsample", module.blur_downsample, module.blur_downsample_gradient, device, dtype)
+    _stencil("blur_upsample", module.blur_upsample, lambda grad, *_: module.blur_upsample_gradient(grad), device, dtype)
+
+
+def padding(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    """By reflection, of 1 and 3."""
+    for border in (1, 3):
+        _stencil(
+            f"reflect {border}",
+            lambda x, border=border: module.reflection_pad(x, border),
+            lambda grad, *_, border=border: module.reflection_pad_gradient(grad, border),
+            device,
+            dtype,
+        )
+
+
 _TYPED = {
     patch_nce: ("patch_nce_forward", "patch_nce_backward"),
     attention_statistics: ("attention_statistics_forward", "attention_statistics_backward"),
     gather_and_tap: ("gather_patches_forward", "gather_patches_backward", "tap_patches_backward"),
     gather_layers: ("gather_layers",),
+    instance_norm: ("instance_norm", "instance_norm_gradient"),
+    blurs: ("blur_downsample", "blur_downsample_gradient", "blur_upsample", "blur_upsample_gradient"),
+    padding: ("reflection_pad", "reflection_pad_gradient"),
 }
 _UNTYPED = {place_positions: ("place_positions",), sample_patches: ("sample_patches",)}
 

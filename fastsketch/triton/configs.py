@@ -198,6 +198,22 @@ def gather_tiles(channels: int) -> Tiles:
     return (Tile(rows=16, columns=32, depth=1, out=16 if channels <= 16 else 64, warps=4, stages=1),)
 
 
+def stencil_tiles(channels: int, channels_last: bool) -> Tiles:
+    """Of padding and blurs: as `norm_tiles`, but small, for each of up to 16 taps has addresses of its own."""
+    if not channels_last:
+        return (Tile(rows=512, columns=1, depth=1, out=1, warps=4, stages=1),)
+    out = 16 if channels <= 16 else 64
+    return (Tile(rows=1024 // out, columns=1, depth=1, out=out, warps=4, stages=1),)
+
+
+def norm_tiles(channels: int, channels_last: bool) -> Tiles:
+    """Of instance_norm: `rows` positions by `out` channels at a time, as they lie side by side."""
+    if not channels_last:
+        return (Tile(rows=1024, columns=1, depth=1, out=1, warps=4, stages=1),)
+    out = 16 if channels <= 16 else 64
+    return (Tile(rows=4096 // out, columns=1, depth=1, out=out, warps=8, stages=1),)
+
+
 def placement_tiles() -> Tiles:
     """Of place_positions: `rows` positions."""
     return (Tile(rows=128, columns=1, depth=1, out=1, warps=4, stages=1),)

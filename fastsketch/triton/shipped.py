@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastsketch.triton import attention, configs, gather, patch_nce, placement
+from fastsketch.triton import attention, configs, gather, norm, patch_nce, placement, stencils
 from fastsketch.triton.resources import Launch, Usage, recorded, usage
 
 CHIPS = (80, 90, 100, 120)
@@ -28,6 +28,7 @@ INPUTS = {
 }
 """What tiles depend on: the dtype, and for float32 the precision of dots."""
 
+_LAYOUTS = (torch.contiguous_format, torch.channels_last)
 SAMPLES = (256, 2 * configs.NORMS_APART)
 WIDTHS = {"patch_nce": (64, 128, 256, 320), "attention": (32, 64, 128)}
 """A width of each class that tiles are chosen by."""
@@ -52,6 +53,8 @@ def shipped(capability: int, inputs: str) -> list[Launch]:
         for width in WIDTHS["attention"]:
             _attention(_rows(1, 4096, width, dtype))
         _gather(dtype)
+        if dtype != torch.float16:  # whose kernels are bfloat16's but for the conversions
+            _maps(dtype)
     distinct: dict[tuple, Launch] = {}
     tiles: set[tuple] = set()
     for made in launches:
@@ -91,7 +94,7 @@ def _gather(dtype: torch.dtype) -> None:
     """The method's five layers in one launch, in both layouts, and their places; taps of few and of many channels."""
     index = _meta(2, 256, dtype=torch.int64)
     sizes = ((262, 262), (256, 256), (128, 128), (64, 64), (64, 64))
-    for layout in (torch.contiguous_format, torch.channels_last):
+    for layout in _LAYOUTS:
         layers = [
             _meta(2, channels, *size, dtype=dtype).to(memory_format=layout)
             for channels, size in zip((3, 128, 256, 256, 256), sizes, strict=True)
@@ -102,6 +105,21 @@ def _gather(dtype: torch.dtype) -> None:
             gather.tap_patches_add_(x, patch, index)
     if dtype == torch.float32:
         placement.place_positions(index, (64, 64), sizes, (3, 0, 0, 0, 0), _meta(5, 2, *index.shape))
+
+
+def _maps(dtype: torch.dtype) -> None:
+    """Maps of many channels and of few, in both layouts; gradients of norms from the other one too; the stencil of most
+    taps.
+    """
+    contiguous, last = (_meta(2, 256, 64, 64, dtype=dtype).to(memory_format=f) for f in _LAYOUTS)
+    few = _meta(2, 16, 64, 64, dtype=dtype).to(memory_format=torch.channels_last)
+    for maps in (contiguous, last, few):
+        per_map = _meta(*maps.shape[:2])
+        norm.instance_norm(maps, 0.0, 1e-5)
+        norm.instance_norm_gradient(maps, maps, per_map, per_map, 0.0)
+        other = maps.to(memory_format=torch.contiguous_format if maps is not contiguous else torch.channels_last)
+        norm.instance_norm_gradient(other, maps, per_map, per_map, 0.0)
+        stencils.blur_upsample_gradient(maps)
 
 
 COLUMNS = (

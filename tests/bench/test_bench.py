@@ -218,6 +218,6 @@ def test_threads_are_bound_by_starting_again(monkeypatch):
 
 def test_our_triton_kernels_are_known_by_name():
     source = "".join(path.read_text() for path in (Path(fastsketch.__file__).parent / "triton").glob("*.py"))
-    assert set(re.findall(r"^def (\w+_kernel)\(", source, re.M)) == profile.TRITON_KERNELS
+    assert set(re.findall(r"^def (\w+_kernel)\(", source, re.M)) == set(profile.TRITON_KERNELS)
     assert profile.kind_of("forward_kernel") == profile.kind_of("fastsketch::patch_nce_forward") == profile.OPERATORS
-    assert profile.kind_of("batch_norm_backward_kernel") == "normalisation"
+    assert profile.kind_of("batch_norm_backward_kernel") == profile.kind_of("moments_kernel") == "normalisation"

@@ -1,0 +1,62 @@
+"""Reflection padding: on a GPU a kernel of its own, which keeps channels-last maps as they are; else the framework's.
+
+The framework's makes contiguous maps of them, so that convolutions before and behind it each cost a copy, and its
+gradient adds up by atomics.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from fastsketch.nn.own_kernels import kernel
+from fastsketch.ops.eager import nothing_looks_on
+
+
+class _Pad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, border: int) -> Tensor:
+        ctx.border = border
+        return kernel("reflection_pad", x.device)(x, border)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return kernel("reflection_pad_gradient", grad.device)(grad, ctx.border), None
+
+
+def reflection_pad(x: Tensor, border: int, own_kernel: bool = True) -> Tensor:
+    """More cells on each side, mirrored at the outermost ones [L: `nn.ReflectionPad2d`].
+
+    By its own kernel it is differentiable once.
+
+    Args:
+        x: [B, C, H, W], sides larger than `border`.
+        border: 0 or more.
+        own_kernel: False: the framework's operator in any case.
+
+    Returns:
+        [B, C, H + 2 border, W + 2 border] of the same dtype.
+    """
+    if border == 0:
+        return x
+    plain = own_kernel and nothing_looks_on(x) and x.dim() == 4 and x.is_floating_point()
+    if plain and min(x.shape[2:]) > border and kernel("reflection_pad", x.device) is not None:
+        return _Pad.apply(x, border)
+    return F.pad(x, (border,) * 4, mode="reflect")
+
+
+class ReflectionPad(nn.ReflectionPad2d):
+    """`reflection_pad` as a layer.
+
+    Args:
+        border: on each side.
+    """
+
+    def __init__(self, border: int) -> None:
+        super().__init__(border)
+        self.own_kernel = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, H + 2 border, W + 2 border]."""
+        return reflection_pad(x, self.padding[0], self.own_kernel)
