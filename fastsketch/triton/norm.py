@@ -11,6 +11,9 @@ mean far from zero costs no digits. Sums are in float32 and in a fixed order: re
 float64 and empty inputs go to the reference.
 """
 
+from functools import lru_cache
+from typing import Any, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -252,24 +255,29 @@ def _flat_strides(x: Tensor) -> tuple[int, int, int]:
     return x.shape[1] * positions, positions, 1
 
 
-class _Launch:
-    """How the two launches over maps like x [B, C, H, W], dense, are divided."""
+class Plan(NamedTuple):
+    """How a launch over maps is divided."""
 
-    def __init__(self, x: Tensor) -> None:
-        (batch, channels), positions = x.shape[:2], x.shape[2:].numel()
-        self.tiles = configs.norm_tiles(channels, _is_channels_last(x))
-        tile = self.tiles[0]
-        parts, blocks = launch.blocks(channels, tile.out), launch.blocks(positions, tile.rows)
-        wanted = min(MOST_SHARES, blocks, launch.blocks(ENOUGH_PROGRAMS, batch * parts))
-        each = launch.blocks(blocks, wanted)
-        self.shares, self.share = launch.blocks(blocks, each), each * tile.rows  # none of them empty
-        self.programs = batch * parts * self.shares
-        self.sizes = positions, channels
-        self.sums = x.new_empty(batch, 2, self.shares, channels, dtype=torch.float32)
+    tiles: configs.Tiles
+    programs: int
+    shares: int
+    share: int
 
-    def run(self, kernel, *arguments, whole: bool) -> None:
-        constants = {"MOST_SHARES": MOST_SHARES} if whole else {}
-        launch.run(kernel, self.tiles, lambda tile: self.programs, arguments, constants)
+
+@lru_cache(maxsize=256)
+def plan(batch: int, channels: int, positions: int, channels_last: bool) -> Plan:
+    """For maps of this shape and layout; no share is empty."""
+    tiles = configs.norm_tiles(channels, channels_last)
+    parts, blocks = launch.blocks(channels, tiles[0].out), launch.blocks(positions, tiles[0].rows)
+    wanted = min(MOST_SHARES, blocks, launch.blocks(ENOUGH_PROGRAMS, batch * parts))
+    each = launch.blocks(blocks, wanted)
+    shares = launch.blocks(blocks, each)
+    return Plan(tiles, batch * parts * shares, shares, each * tiles[0].rows)
+
+
+def _run(kernel: Any, how: Plan, *arguments: Any, adds_shares: bool) -> None:
+    constants = {"MOST_SHARES": MOST_SHARES} if adds_shares else {}
+    launch.run(kernel, how.tiles, lambda tile: how.programs, arguments, constants)
 
 
 def instance_norm(
@@ -281,11 +289,14 @@ def instance_norm(
     if not launch.takes(x):
         return reference.instance_norm(x, slope, eps)
     x = _dense(x, channels_last=False)
-    out, how = torch.empty_like(x), _Launch(x)
-    mean, scale = x.new_empty(2, *x.shape[:2], dtype=torch.float32)
-    sizes = *how.sizes, *_flat_strides(x), how.shares, how.share
-    how.run(moments_kernel, x, how.sums, *sizes, whole=False)
-    how.run(normalise_kernel, x, out, how.sums, mean, scale, *sizes, slope, eps, whole=True)
+    (batch, channels), positions, strides = x.shape[:2], x.shape[2:].numel(), _flat_strides(x)
+    how = plan(batch, channels, positions, strides[1] == 1)
+    sums = x.new_empty(batch, 2, how.shares, channels, dtype=torch.float32)
+    mean, scale = x.new_empty(2, batch, channels, dtype=torch.float32)
+    out = torch.empty_like(x)
+    sizes = positions, channels, *strides, how.shares, how.share
+    _run(moments_kernel, how, x, sums, *sizes, adds_shares=False)
+    _run(normalise_kernel, how, x, out, sums, mean, scale, *sizes, slope, eps, adds_shares=True)
     return out, mean, scale
 
 
@@ -300,9 +311,12 @@ def instance_norm_gradient(
     if not launch.takes(x):
         return reference.instance_norm_gradient(grad_output, x, mean, scale, slope)
     x = _dense(x, channels_last=False)
-    grad = _dense(grad_output, _is_channels_last(x))
-    out, how = torch.empty_like(x), _Launch(x)
-    sizes = *how.sizes, *_flat_strides(grad), *_flat_strides(x), how.shares, how.share
-    how.run(products_kernel, grad, x, how.sums, mean, scale, *sizes, slope, whole=False)
-    how.run(gradient_kernel, grad, x, out, how.sums, mean, scale, *sizes, slope, whole=True)
+    (batch, channels), positions, strides = x.shape[:2], x.shape[2:].numel(), _flat_strides(x)
+    how = plan(batch, channels, positions, strides[1] == 1)
+    grad = _dense(grad_output, strides[1] == 1)
+    sums = x.new_empty(batch, 2, how.shares, channels, dtype=torch.float32)
+    out = torch.empty_like(x)
+    sizes = positions, channels, *_flat_strides(grad), *strides, how.shares, how.share
+    _run(products_kernel, how, grad, x, sums, mean, scale, *sizes, slope, adds_shares=False)
+    _run(gradient_kernel, how, grad, x, out, sums, mean, scale, *sizes, slope, adds_shares=True)
     return out
