@@ -81,7 +81,7 @@ def why_not(config: TrainConfig, speed: Speed, device: torch.device) -> str:
 
 
 def case_name(config: TrainConfig, speed: Speed) -> str:
-    """The settings that shape a step, those that are not the default's: NAME=JSON …"""
+    """The settings that shape a step, as NAME=JSON …; and the backend, where one was asked for by name."""
     values = {name: getattr(config, name) for name in _SHAPING}
     values |= {name: float(getattr(config, name) > 0) for name in _WEIGHTS}
     values |= {"precision": speed.precision_name, "channels_last": "on" if speed.channels_last else "off"}
