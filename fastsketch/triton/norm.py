@@ -2,7 +2,7 @@
 
 The first launch sums up shares of every map, the second begins by adding the shares and writes one map; nothing is
 transposed, and nothing but the input is kept for the gradient. The framework's way with channels-last bfloat16 maps
-under autocast is a copy to contiguous float32, three launches, a ReLU, and a copy back.
+under autocast (read in its sources): copies to float32 and to contiguous, moments, the norm, a ReLU, and copies back.
 
 A program takes BLOCK_M positions by BLOCK_OUT channels at a time: many channels where they lie side by side, one where
 positions do. Means and squares are merged as Chan, Golub and LeVeque do (The American Statistician 37, 1983), so that a
@@ -26,7 +26,17 @@ MOST_SHARES = 128
 """Shares of a map; all of them are added in one step."""
 
 ENOUGH_PROGRAMS = 512
-"""For any chip: some four for each multiprocessor."""
+"""Shares are made until there are so many, about four for each multiprocessor of an H100 or H200."""
+
+
+@triton.jit
+def _program(channels, shares, BLOCK_OUT: tl.constexpr):
+    """This program's image, the number of its share, its channels [BLOCK_OUT], and which of them are there."""
+    parts = tl.cdiv(channels, BLOCK_OUT)
+    columns = ((tl.program_id(0) % parts) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)).to(tl.int64)
+    number = tl.program_id(0) // parts % shares
+    image = (tl.program_id(0) // parts // shares).to(tl.int64)
+    return image, number, columns, columns < channels
 
 
 @triton.jit
@@ -59,11 +69,7 @@ def moments_kernel(
     BLOCK_OUT: tl.constexpr,
 ):
     """Mean and squares of a share of some maps."""
-    parts = tl.cdiv(channels, BLOCK_OUT)
-    columns = ((tl.program_id(0) % parts) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)).to(tl.int64)
-    number = tl.program_id(0) // parts % shares
-    image = (tl.program_id(0) // parts // shares).to(tl.int64)
-    inside = columns < channels
+    image, number, columns, inside = _program(channels, shares, BLOCK_OUT)
     x += image * stride_b
     last = tl.minimum((number + 1) * share, positions)
     mean = tl.zeros([BLOCK_OUT], tl.float32)
@@ -106,11 +112,7 @@ def normalise_kernel(
     MOST_SHARES: tl.constexpr,
 ):
     """A share of some normalised maps, through the ReLU."""
-    parts = tl.cdiv(channels, BLOCK_OUT)
-    columns = ((tl.program_id(0) % parts) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)).to(tl.int64)
-    number = tl.program_id(0) // parts % shares
-    image = (tl.program_id(0) // parts // shares).to(tl.int64)
-    inside = columns < channels
+    image, number, columns, inside = _program(channels, shares, BLOCK_OUT)
     first = tl.arange(0, MOST_SHARES) * share
     count = tl.maximum(tl.minimum(positions - first, share), 0).to(tl.float32)[:, None]
     mean_of = _shares_of(sums, image, 0, shares, channels, columns, inside, MOST_SHARES)
@@ -163,11 +165,7 @@ def products_kernel(
     BLOCK_OUT: tl.constexpr,
 ):
     """The two sums that the gradient needs, of a share of some maps."""
-    parts = tl.cdiv(channels, BLOCK_OUT)
-    columns = ((tl.program_id(0) % parts) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)).to(tl.int64)
-    number = tl.program_id(0) // parts % shares
-    image = (tl.program_id(0) // parts // shares).to(tl.int64)
-    inside = columns < channels
+    image, number, columns, inside = _program(channels, shares, BLOCK_OUT)
     mean = tl.load(means + image * channels + columns, mask=inside, other=0.0)
     scale = tl.load(scales + image * channels + columns, mask=inside, other=0.0)
     grad += image * grad_stride_b
@@ -211,11 +209,7 @@ def gradient_kernel(
     MOST_SHARES: tl.constexpr,
 ):
     """scale · (g − mean(g) − z · mean(g · z)) of a share of some maps."""
-    parts = tl.cdiv(channels, BLOCK_OUT)
-    columns = ((tl.program_id(0) % parts) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)).to(tl.int64)
-    number = tl.program_id(0) // parts % shares
-    image = (tl.program_id(0) // parts // shares).to(tl.int64)
-    inside = columns < channels
+    image, number, columns, inside = _program(channels, shares, BLOCK_OUT)
     mean = tl.load(means + image * channels + columns, mask=inside, other=0.0)
     scale = tl.load(scales + image * channels + columns, mask=inside, other=0.0)
     total = tl.sum(_shares_of(sums, image, 0, shares, channels, columns, inside, MOST_SHARES), 0) / positions
