@@ -31,6 +31,10 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
   m.def("normalize_layers_gradient(Tensor[] grads, Tensor x) -> Tensor");
   m.def("transport_plan(Tensor cost, float epsilon, int iterations) -> Tensor");
   m.def("transport_plan_gradient(Tensor grad, Tensor plan, float epsilon, int iterations) -> Tensor");
+  m.def("relation_weight(Tensor key, float gamma) -> Tensor");
+  m.def("semantic_relation(Tensor query, Tensor key, float gamma) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "weighted_nce(Tensor query, Tensor key, Tensor? weight, float temperature, bool decoupled) -> (Tensor, Tensor)");
   m.def("attend_forward(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor, Tensor)");
   m.def(
       "attend_backward(Tensor grad_output, Tensor output, Tensor lse, Tensor query, Tensor key, Tensor value, "
@@ -64,6 +68,9 @@ STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
   m.impl("normalize_layers_gradient", TORCH_BOX(&fastsketch::normalize_layers_gradient_cpu));
   m.impl("transport_plan", TORCH_BOX(&fastsketch::transport_plan_cpu));
   m.impl("transport_plan_gradient", TORCH_BOX(&fastsketch::transport_plan_gradient_cpu));
+  m.impl("relation_weight", TORCH_BOX(&fastsketch::relation_weight_cpu));
+  m.impl("semantic_relation", TORCH_BOX(&fastsketch::semantic_relation_cpu));
+  m.impl("weighted_nce", TORCH_BOX(&fastsketch::weighted_nce_cpu));
   m.impl("attend_forward", TORCH_BOX(&fastsketch::attend_forward_cpu));
   m.impl("attend_backward", TORCH_BOX(&fastsketch::attend_backward_cpu));
   m.impl("blur_downsample", TORCH_BOX(&fastsketch::blur_downsample_cpu));

@@ -232,6 +232,33 @@ def transport_plan_gradient(
     return _ops.transport_plan_gradient(grad_plan.contiguous(), plan.contiguous(), epsilon, iterations)
 
 
+def relation_weight(key: Tensor, gamma: float) -> Tensor:  # [B, S, D] -> [B, S, S]
+    """See `fastsketch.reference.relation`."""
+    return _ops.relation_weight(key.contiguous(), gamma)
+
+
+def semantic_relation(
+    query: Tensor,  # [B, S, D]
+    key: Tensor,  # [B, S, D]
+    gamma: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # [B], [B, S, D], [B, S, S]
+    """See `fastsketch.reference.relation`."""
+    rows, gradient, weight = _ops.semantic_relation(query.contiguous(), key.contiguous(), gamma)
+    return rows.sum(1), gradient, weight
+
+
+def weighted_nce(
+    query: Tensor,  # [B, S, D]
+    key: Tensor,  # [B, S, D]
+    weight: Tensor | None,  # [B, S, S]
+    temperature: float,
+    decoupled: bool,
+) -> tuple[Tensor, Tensor]:  # [B, S], [B, S, D]
+    """See `fastsketch.reference.relation`."""
+    weight = None if weight is None else weight.contiguous()
+    return _ops.weighted_nce(query.contiguous(), key.contiguous(), weight, temperature, decoupled)
+
+
 def convolve(
     x: Tensor,  # [B, Cin, H, W] float32 or float64
     kernel: Tensor,  # [Cout, Cin, K, K], K 3, 4 or 7

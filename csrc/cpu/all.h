@@ -18,6 +18,7 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #include "patch_nce.h"
 #include "normalize.h"
 #include "project.h"
+#include "relation.h"
 #include "transport.h"
 #include "winograd_tiles.h"
 #include "winograd.h"
@@ -45,6 +46,9 @@ const Kernels kernels = {
     normalize_layers_gradient<float>, normalize_layers_gradient<double>,
     transport_plan<float>, transport_plan<double>,
     transport_plan_gradient<float>, transport_plan_gradient<double>,
+    relation_weight<float>, relation_weight<double>,
+    semantic_relation<float>, semantic_relation<double>,
+    weighted_nce<float>, weighted_nce<double>,
     attend_forward<float>, attend_forward<double>,
     attend_backward<float>, attend_backward<double>,
     blur, instance_norm, gather, scatter,

@@ -187,6 +187,26 @@ struct Transport {
   int64_t work() const { return images * rows * columns * iterations; }
 };
 
+// Rows of each image, contiguous.
+struct Rows {
+  int64_t images, samples, width;
+};
+
+template <typename T>
+struct RelationInputs {
+  const T* query;  // [B, S, D], not normalised
+  const T* key;    // like it
+  double gamma;
+};
+
+template <typename T>
+struct RelationOutputs {
+  T* loss;      // [B, S], of each row
+  T* gradient;  // [B, S, D], of the losses' sum to the query
+  T* weight;    // [B, S, S]
+  T* room;      // [B, S, S], for intermediate values
+};
+
 // One instruction set's kernels.
 struct Kernels {
   const char* name;
@@ -218,6 +238,16 @@ struct Kernels {
   void (*transport_plan_f64)(const Transport&, const double* cost, double* plan);
   void (*transport_plan_gradient_f32)(const Transport&, const float* grad, const float* plan, float* grad_cost);
   void (*transport_plan_gradient_f64)(const Transport&, const double* grad, const double* plan, double* grad_cost);
+  void (*relation_weight_f32)(const Rows&, const float* key, double gamma, float* weight);
+  void (*relation_weight_f64)(const Rows&, const double* key, double gamma, double* weight);
+  void (*semantic_relation_f32)(const Rows&, const RelationInputs<float>&, const RelationOutputs<float>&);
+  void (*semantic_relation_f64)(const Rows&, const RelationInputs<double>&, const RelationOutputs<double>&);
+  void (*weighted_nce_f32)(
+      const Rows&, const float* query, const float* key, const float* weight, double temperature, bool decoupled,
+      float* loss, float* gradient);
+  void (*weighted_nce_f64)(
+      const Rows&, const double* query, const double* key, const double* weight, double temperature, bool decoupled,
+      double* loss, double* gradient);
   void (*attend_forward_f32)(const Attend&, const AttendInputs<float>&, float* output, float* lse);
   void (*attend_forward_f64)(const Attend&, const AttendInputs<double>&, double* output, double* lse);
   void (*attend_backward_f32)(const Attend&, const AttendInputs<float>&, const AttendGradients<float>&);

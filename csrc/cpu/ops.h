@@ -35,6 +35,10 @@ std::vector<Tensor> normalize_layers_cpu(Tensor x);
 Tensor normalize_layers_gradient_cpu(std::vector<Tensor> grads, Tensor x);
 Tensor transport_plan_cpu(Tensor cost, double epsilon, int64_t iterations);
 Tensor transport_plan_gradient_cpu(Tensor grad, Tensor plan, double epsilon, int64_t iterations);
+Tensor relation_weight_cpu(Tensor key, double gamma);
+std::tuple<Tensor, Tensor, Tensor> semantic_relation_cpu(Tensor query, Tensor key, double gamma);
+std::tuple<Tensor, Tensor> weighted_nce_cpu(
+    Tensor query, Tensor key, std::optional<Tensor> weight, double temperature, bool decoupled);
 std::tuple<Tensor, Tensor> attend_forward_cpu(Tensor query, Tensor key, Tensor value, double scale);
 std::tuple<Tensor, Tensor, Tensor> attend_backward_cpu(
     Tensor grad_output, Tensor output, Tensor lse, Tensor query, Tensor key, Tensor value, double scale);

@@ -80,12 +80,12 @@ struct NceTile {
 
 // Calls body(image, first, last) for the samples of each image that a thread owns.
 template <typename Body>
-void for_each_range(const PatchNce& p, const Body& body) {
-  const int64_t least = 500'000 / std::max<int64_t>(p.samples * p.width, 1);  // samples worth a thread
-  parallel_for(0, p.images * p.samples, least, [&](int64_t begin, int64_t end) {
+void for_each_range(int64_t images, int64_t samples, int64_t width, const Body& body) {
+  const int64_t least = 500'000 / std::max<int64_t>(samples * width, 1);  // samples worth a thread
+  parallel_for(0, images * samples, least, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end;) {
-      const int64_t image = at / p.samples, first = at % p.samples;
-      const int64_t last = std::min(p.samples, first + end - at);
+      const int64_t image = at / samples, first = at % samples;
+      const int64_t last = std::min(samples, first + end - at);
       body(image, first, last);
       at += last - first;
     }
@@ -120,7 +120,7 @@ template <typename T>
 void patch_nce_forward(const PatchNce& p, const PatchNceForward<T>& out) {
   constexpr T infinity = std::numeric_limits<T>::infinity();
   const int64_t width = p.width;
-  for_each_range(p, [&](int64_t image, int64_t first, int64_t last) {
+  for_each_range(p.images, p.samples, width, [&](int64_t image, int64_t first, int64_t last) {
     NceTile<T> tile(width);
     Scratch<T> queries(QUERY_BLOCK * width), logits(QUERY_BLOCK * KEY_TILE), room(2 * width), key_scale(KEY_TILE);
     Scratch<T> maximum(last - first), sum(last - first), positive(last - first);
@@ -183,7 +183,7 @@ void nce_backward_side(const PatchNce& p, const PatchNceBackward<T>& in, bool to
   const T inverse_temperature = T(1 / p.temperature);
   const T own_factor = to_query ? inverse_temperature : T(1), other_factor = to_query ? T(1) : inverse_temperature;
   const int64_t width = p.width;
-  for_each_range(p, [&](int64_t image, int64_t first, int64_t last) {
+  for_each_range(p.images, p.samples, width, [&](int64_t image, int64_t first, int64_t last) {
     NceTile<T> tile(width);
     Scratch<T> block(QUERY_BLOCK * width), logits(QUERY_BLOCK * KEY_TILE), raw(width);
     const int64_t at = image * p.samples;

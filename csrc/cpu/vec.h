@@ -128,14 +128,16 @@ struct ExpConstants<float> {
   static constexpr float low = -87.33654F, high = 88.37F;
   static constexpr float round = 12582912.F;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float ln2_high = 0.693359375F, ln2_low = -2.12194440e-4F;
-  static constexpr int degree = 7, mantissa = 23, bias = 127;
+  static constexpr int degree = 7, mantissa = 23, bias = 127, log_terms = 6;
+  static constexpr int32_t half = 1 << 22;
 };
 template <>
 struct ExpConstants<double> {
   static constexpr double low = -708.39, high = 709.4;
   static constexpr double round = 6755399441055744.;  // 1.5 * 2^52
   static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
-  static constexpr int degree = 13, mantissa = 52, bias = 1023;
+  static constexpr int degree = 13, mantissa = 52, bias = 1023, log_terms = 13;
+  static constexpr int64_t half = int64_t(1) << 51;
 };
 
 template <typename T>
@@ -159,4 +161,23 @@ inline Vec<T> exp(Vec<T> x) {
   Vec<T> scale;
   __builtin_memcpy(&scale, &exponent, sizeof(scale));
   return underflow ? Vec<T>{} : p * scale;
+}
+
+// log x of a normal x > 0 to a few units in the last place; of 0 it is the least there is, not infinite. x = 2^e m with m in
+// [3/4, 3/2), log m = 2 artanh((m - 1) / (m + 1)) as a series.
+template <typename T>
+inline Vec<T> log(Vec<T> x) {
+  using C = ExpConstants<T>;
+  using Int = typename VecOf<T>::Int;
+  Int bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  const Int exponent = ((bits + C::half) >> C::mantissa) - C::bias;
+  bits -= exponent << C::mantissa;
+  Vec<T> m;
+  __builtin_memcpy(&m, &bits, sizeof(m));
+  const Vec<T> s = (m - T(1)) / (m + T(1)), square = s * s;
+  Vec<T> series = broadcast<T>(T(1) / T(2 * C::log_terms + 1));
+  for (int i = C::log_terms - 1; i >= 0; --i) series = series * square + T(1) / T(2 * i + 1);
+  const Vec<T> n = __builtin_convertvector(exponent, Vec<T>);
+  return n * C::ln2_high + (n * C::ln2_low + T(2) * s * series);
 }

@@ -1,4 +1,4 @@
-"""The measured cases of choosing positions and weighing negatives: sampling, attention, QS-Attn, MoNCE."""
+"""The measured cases of choosing positions and weighing negatives: sampling, attention, QS-Attn, MoNCE, Hneg_SRC."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 import fastsketch
-from fastsketch.bench.baselines import attention, monce, sampling
+from fastsketch.bench.baselines import attention, hneg_src, monce, sampling
 from fastsketch.bench.case import OURS, Bar, Case, Contender, Recipe, against_eager, random
 from fastsketch.bench.layers import DIM, SAMPLES
+from fastsketch.compat.hneg_src import PatchHDCELoss, SRC_Loss
 from fastsketch.compat.monce import MoNCELoss
 from fastsketch.compat.qs_attn import select_queries
 
@@ -162,9 +163,40 @@ def monce_loss(images: int, device: torch.device, samples: int = SAMPLES) -> Cas
     return against_eager(make, ours, theirs, monce.loss, check)
 
 
+def hneg_src_loss(layers: int, device: torch.device, samples: int = SAMPLES) -> Case:
+    """Relation consistency and hard negatives of an image's patches, a layer at a time, forward and backward."""
+    options = SimpleNamespace(nce_T=0.07, batch_size=1, HDCE_gamma=1.0, use_curriculum=False)
+    relation, contrast = SRC_Loss(options), PatchHDCELoss(options)
+
+    def make() -> SimpleNamespace:
+        query, key = (torch.nn.functional.normalize(random(layers, samples, DIM, device=device), dim=-1) for _ in "qk")
+        return SimpleNamespace(query=query.requires_grad_(), key=key)
+
+    def theirs(inputs: Any, _: Any, function: Any = hneg_src.loss) -> Tensor:
+        pairs = zip(inputs.query.split(1), inputs.key.split(1), strict=True)
+        return torch.autograd.grad(sum(function(q, k) for q, k in pairs), inputs.query)[0]
+
+    def ours(inputs: Any, _: Any) -> Tensor:
+        total = 0.0
+        for query, key in zip(inputs.query, inputs.key, strict=True):
+            divergence, weight = relation(query, key)
+            total = total + divergence + contrast(query, key, weight).mean()
+        return torch.autograd.grad(total, inputs.query)[0]
+
+    def check(inputs: Any) -> None:
+        wanted = theirs(SimpleNamespace(query=inputs.query.double(), key=inputs.key.double()), None)
+        # On a CPU both are within 1e-6 of the gradient's size; no GPU has been seen yet.
+        atol = (1e-2 if device.type == "cuda" else 1e-5) * wanted.abs().max().item()
+        for got in (ours(inputs, None), theirs(inputs, None)):
+            torch.testing.assert_close(got.double(), wanted, atol=atol, rtol=0)
+
+    return against_eager(make, ours, theirs, hneg_src.loss, check)
+
+
 CASES: dict[str, Recipe] = {
     "sample_patches B=4": Recipe(sample_patches, {"batch": 4}, {"batch": 1, "side": 32}),
     "attention_statistics N=4096": Recipe(attention_statistics, {"positions": 4096}, {"positions": 64}),
     "qs_attn 256×64×64": Recipe(qs_attn, {"batch": 1}, {"side": 16}),
     "monce B·L=5 S=256": Recipe(monce_loss, {"images": 5}, {"images": 1, "samples": 32}),
+    "hneg_src L=5 S=256": Recipe(hneg_src_loss, {"layers": 5}, {"layers": 1, "samples": 32}),
 }

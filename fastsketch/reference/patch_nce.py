@@ -12,7 +12,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _inverse_norm(x: Tensor) -> Tensor:  # [B, S, D] -> [B, S]
+def inverse_norm(x: Tensor) -> Tensor:  # [B, S, D] -> [B, S]
+    """Of each row, `EPSILON` added to the norm."""
     return 1 / (torch.linalg.vector_norm(x, dim=-1) + EPSILON)
 
 
@@ -40,7 +41,7 @@ def patch_nce_forward(
     q, k = query.to(dtype), key.to(dtype)
     query_scale, key_scale = q.new_empty(0), q.new_empty(0)  # two tensors: outputs must not share memory
     if normalize:
-        query_scale, key_scale = _inverse_norm(q), _inverse_norm(k)
+        query_scale, key_scale = inverse_norm(q), inverse_norm(k)
         q, k = q * query_scale[..., None], k * key_scale[..., None]
     logits = q @ k.mT / temperature
     kept = _kept(region, negatives, query.shape[1], query.device)
@@ -49,7 +50,7 @@ def patch_nce_forward(
     return loss, lse, query_scale, key_scale
 
 
-def _through_norm(grad: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+def through_norm(grad: Tensor, x: Tensor, scale: Tensor) -> Tensor:
     """Gradient of x·scale, scale = 1/(|x| + eps), to x; a zero vector's norm has gradient 0."""
     norm = torch.linalg.vector_norm(x, dim=-1)
     along = (grad * x).sum(-1) * scale.square() / norm
@@ -86,11 +87,11 @@ def patch_nce_backward(
     if need_query:
         grad_query = grad_logits @ k_hat
         if normalize:
-            grad_query = _through_norm(grad_query, q, query_scale)
+            grad_query = through_norm(grad_query, q, query_scale)
         grad_query = grad_query.to(query.dtype)
     if need_key:
         grad_key = grad_logits.mT @ q_hat
         if normalize:
-            grad_key = _through_norm(grad_key, k, key_scale)
+            grad_key = through_norm(grad_key, k, key_scale)
         grad_key = grad_key.to(key.dtype)
     return grad_query, grad_key

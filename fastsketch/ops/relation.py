@@ -1,0 +1,76 @@
+"""Semantic relation and weighted negatives by kernels where there are some; else by the plain formulas.
+
+Gradients, which are the queries' alone, are made in the forward pass while the matrices are at hand: nothing of [S, S]
+but the weights is kept. A graph of the gradients is made by the plain formulas.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fastsketch import _backend
+from fastsketch.ops import formula
+from fastsketch.ops.eager import nothing_looks_on
+from fastsketch.reference import relation as plain
+
+
+def _kernel(name: str, *tensors: Tensor | None) -> Callable:
+    first = tensors[0]
+    found = None
+    if nothing_looks_on(*tensors) and first.numel():
+        found = _backend.optional_kernel(name, "patch_nce_forward", first.device)
+    return found or getattr(plain, name)
+
+
+def relation_weight(key: Tensor, gamma: float) -> Tensor:
+    """See `fastsketch.reference.relation`; no gradient."""
+    key = key.detach()
+    return _kernel("relation_weight", key)(key, gamma)
+
+
+class Relation(Function):
+    """Divergences [B] of query and key [B, S, D], float32 or float64, and weights [B, S, S] for γ; a gradient to the
+    query alone, of the divergences alone.
+    """
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+        """Keep the gradient."""
+        loss, gradient, weight = _kernel("semantic_relation", query, key)(query, key, gamma)
+        ctx.save_for_backward(query, key, gradient)
+        ctx.mark_non_differentiable(weight)
+        return loss, weight
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _: Tensor):
+        """Scale it."""
+        query, key, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *formula.gradients(lambda q: plain.relation_divergence(q, key), (query,), (True,), grad), None, None
+        return gradient * grad[:, None, None], None, None
+
+
+class WeightedNCE(Function):
+    """Losses [B, S] of query and key [B, S, D] with weights [B, S, S] or None; their gradient, or the decoupled one."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, weight: Tensor | None, temperature: float, decoupled: bool) -> Tensor:
+        """Keep the gradient."""
+        loss, gradient = _kernel("weighted_nce", query, key, weight)(query, key, weight, temperature, decoupled)
+        ctx.save_for_backward(query, key, weight, gradient)
+        ctx.temperature, ctx.decoupled = temperature, decoupled
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        """Scale it."""
+        query, key, weight, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def losses(query: Tensor) -> Tensor:
+                return plain.weighted_nce_losses(query, key, weight, ctx.temperature)[ctx.decoupled]
+
+            return *formula.gradients(losses, (query,), (True,), grad), None, None, None, None
+        return gradient * grad[..., None], None, None, None, None
