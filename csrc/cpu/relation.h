@@ -122,15 +122,17 @@ void semantic_relation(const Rows& p, const RelationInputs<T>& in, const Relatio
       }
     });
   });
-  // `room` holds the gradients to the logits, whose rows and columns both lead to a query.
+  // `room` holds the gradients to the logits: row and column i of it lead to query i, and are added up before the product.
   for_each_range(p.images, n, p.width, [&](int64_t image, int64_t begin, int64_t end) {
     const UnitRows<T> queries(p, in.query, image);
     const T* logits = out.room + image * n * n;
     T* to = out.gradient + (image * n + begin) * p.width;
-    Scratch<T> packed(n * round_up(p.width, panel_width<T>()));
+    Scratch<T> packed(n * round_up(p.width, panel_width<T>())), both((end - begin) * n);
     pack<T>(queries.rows, n, p.width, p.width, packed);
-    multiply<T>(logits + begin * n, n, 1, end - begin, packed, n, p.width, to, p.width, false);
-    multiply<T>(logits + begin, 1, n, end - begin, packed, n, p.width, to, p.width, true);
+    std::copy_n(logits + begin * n, (end - begin) * n, static_cast<T*>(both));
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t i = begin; i < end; ++i) both[(i - begin) * n + j] += logits[j * n + i];
+    multiply<T>(both, n, 1, end - begin, packed, n, p.width, to, p.width, false);
     for (int64_t i = begin; i < end; ++i, to += p.width)
       through_norm<T>(to, in.query + (image * n + i) * p.width, queries.scale[i], p.width);
   });
