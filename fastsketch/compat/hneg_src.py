@@ -111,19 +111,13 @@ class PatchNCELoss(cut.PatchNCELoss):
 class PatchHDCELoss(PatchNCELoss):
     """Decoupled contrastive loss with hard negatives: the value of `PatchNCELoss`, the gradient of the decoupled form.
 
-    Each loss has the mean of all queries' gradients, as upstream's have: take their mean.
+    Each loss has the mean of all queries' gradients, as there: take the mean of the losses.
 
     Args:
         opt: CUT's options, read at each call.
     """
 
     decoupled = True
-
-    def forward(self, feat_q: Tensor, feat_k: Tensor, weight: Tensor | None = None) -> Tensor:  # [B·S]
-        """As `PatchNCELoss.forward`."""
-        loss = super().forward(feat_q, feat_k, weight)
-        value = loss.detach()
-        return value + (loss - value).mean() if loss.numel() else loss
 
 
 def _wide(x: Tensor) -> Tensor:

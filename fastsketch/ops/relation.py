@@ -53,7 +53,10 @@ class Relation(Function):
 
 
 class WeightedNCE(Function):
-    """Losses [B, S] of query and key [B, S, D] with weights [B, S, S] or None; their gradient, or the decoupled one."""
+    """Losses [B, S] of query and key [B, S, D] with weights [B, S, S] or None.
+
+    Their gradient is their own, or `decoupled` for each of them the mean of all decoupled losses' [L: Jung et al.].
+    """
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, weight: Tensor | None, temperature: float, decoupled: bool) -> Tensor:
@@ -67,6 +70,7 @@ class WeightedNCE(Function):
     def backward(ctx, grad: Tensor):
         """Scale it."""
         query, key, weight, gradient = ctx.saved_tensors
+        grad = grad.mean().expand_as(grad) if ctx.decoupled else grad
         if torch.is_grad_enabled():
 
             def losses(query: Tensor) -> Tensor:

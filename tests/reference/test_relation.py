@@ -85,7 +85,8 @@ def test_weighted_loss(backend, rows, shape, decoupled, with_weight):
     loss, apart = weighted(query, key, weight, 0.07)
     torch.testing.assert_close(got, loss, rtol=1e-11, atol=1e-13)
     (one,) = torch.autograd.grad((got * each).sum(), query)
-    (other,) = torch.autograd.grad(((apart if decoupled else loss) * each).sum(), query)
+    wanted = apart.mean() * each.sum() if decoupled else (loss * each).sum()
+    (other,) = torch.autograd.grad(wanted, query)
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
