@@ -107,7 +107,7 @@ def tap_backward(batch: int, quick: bool) -> Case:
     grads = [torch.randn(batch, *shape, device=DEVICE) for shape in layers]
     patches = [torch.randn(batch, samples, shape[0], device=DEVICE) for shape in layers]
     ids = [torch.stack([i] * batch).to(DEVICE) for i in baselines.draw_ids(grads, samples)]
-    add = _backend.optional_kernel("tap_patches_add_", "tap_patches_backward", DEVICE)
+    add = _backend.optional_kernel("tap_patches_add_", DEVICE)
 
     def ours() -> None:
         for grad, patch, index in zip(grads, patches, ids, strict=True):

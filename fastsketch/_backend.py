@@ -44,6 +44,35 @@ KERNELS = (
     "attention_statistics_backward",
 )
 
+OPTIONAL = {
+    "patch_nce_forward_with_gradient": "patch_nce_forward",
+    "tap_patches_add_": "tap_patches_backward",
+    "project_patches_forward": "gather_patches_forward",
+    "project_patches_backward": "gather_patches_forward",
+    "normalize_layers": "patch_nce_forward",
+    "normalize_layers_gradient": "patch_nce_forward",
+    "transport_plan": "patch_nce_forward",
+    "transport_plan_gradient": "patch_nce_forward",
+    "relation_weight": "patch_nce_forward",
+    "semantic_relation": "patch_nce_forward",
+    "weighted_nce": "patch_nce_forward",
+    "convolve": "gather_patches_forward",
+    "convolve_input_gradient": "gather_patches_forward",
+    "convolve_kernel_gradient": "gather_patches_forward",
+    "attend_forward": "gather_patches_forward",
+    "attend_backward": "gather_patches_forward",
+    "blur_downsample": "gather_patches_forward",
+    "blur_downsample_gradient": "gather_patches_forward",
+    "blur_upsample": "gather_patches_forward",
+    "blur_upsample_gradient": "gather_patches_forward",
+    "instance_norm": "gather_patches_forward",
+    "instance_norm_gradient": "gather_patches_forward",
+    "reflection_pad": "gather_patches_forward",
+    "reflection_pad_gradient": "gather_patches_forward",
+}
+"""Kernels that an implementation may lack, and the kernel beside which each is run: by the same implementation, or if
+that has it not, by the framework's operators."""
+
 _forced: str | None = None  # of the whole process: backward on a GPU runs in threads of autograd's own
 
 
@@ -140,11 +169,10 @@ def run_checked(name: str, device: torch.device, check: Callable[[], None], *arg
         raise
 
 
-def optional_kernel(name: str, beside: str, device: torch.device) -> Callable | None:
-    """A kernel not every implementation has, of the implementation that runs kernel `beside`; None if it has none that
-    may be used.
-    """
-    return _optional(name, select(beside, device.type, device.index), device.index, forced_backend() is None)
+def optional_kernel(name: str, device: torch.device) -> Callable | None:
+    """A kernel of `OPTIONAL`; None where the framework's operators take its place."""
+    implementation = select(OPTIONAL[name], device.type, device.index)
+    return _optional(name, implementation, device.index, forced_backend() is None)
 
 
 @cache
@@ -165,6 +193,15 @@ def explain(device_type: str) -> dict[str, tuple[str, dict[str, str]]]:
                 break
             passed_over[implementation] = _passed_over(implementation, name) or "not asked for"
         result[name] = (used, passed_over)
+    return result
+
+
+def explain_optional(device_type: str) -> dict[str, str]:
+    """For each kernel of `OPTIONAL` the implementation in use, or "torch" for the framework's operators."""
+    to_be_tried, result = forced_backend() is None, {}
+    for name, beside in OPTIONAL.items():
+        implementation = select(beside, device_type)
+        result[name] = implementation if _optional(name, implementation, None, to_be_tried) else "torch"
     return result
 
 

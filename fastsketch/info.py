@@ -43,15 +43,22 @@ def _devices() -> list[str]:
     return lines
 
 
-def _operators(device_type: str) -> list[str]:
-    """What each kernel runs, then why each better implementation does not run one."""
-    lines, reasons = [], {}
-    for kernel, (used, passed_over) in _backend.explain(device_type).items():
-        lines.append(f"{device_type:5} {kernel:30} {used}")
-        for name, reason in passed_over.items():
-            if not reason.startswith("has no "):  # it never meant to run this one
-                reasons.setdefault(name, reason)
-    return [*lines, *(f"{device_type:5} not {name}: {reason}" for name, reason in reasons.items())]
+def _operators(device_types: tuple[str, ...] = ("cpu", "cuda")) -> list[str]:
+    """What runs each kernel on each kind of device, then why each better implementation does not run one."""
+    lines, reasons, used = [], {}, {}
+    for device_type in device_types:
+        explained = _backend.explain(device_type)
+        used[device_type] = {kernel: name for kernel, (name, _) in explained.items()}
+        used[device_type] |= _backend.explain_optional(device_type)
+        for _, passed_over in explained.values():
+            for name, reason in passed_over.items():
+                if not reason.startswith("has no "):  # it never meant to run this one
+                    reasons.setdefault(f"not {name} on {device_type}", reason)
+    for kernel in used[device_types[0]]:
+        lines.append(f"{kernel:33}" + "".join(f"{used[kind][kernel]:11}" for kind in device_types).rstrip())
+    return [f"{'':33}{''.join(f'{kind:11}' for kind in device_types).rstrip()}", *lines] + [
+        f"{name}: {reason}" for name, reason in reasons.items()
+    ]
 
 
 def _kernels() -> list[str]:
@@ -69,6 +76,6 @@ def report() -> str:
         "packages": [f"{name:12} {_version(name)}" for name in PACKAGES],
         "devices": _devices(),
         "C++ kernels": _kernels(),
-        "operators": [line for device in ("cpu", "cuda") for line in _operators(device)],
+        "operators": _operators(),
     }
     return "\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in sections.items())

@@ -16,7 +16,7 @@ def kernel(name: str, device: torch.device) -> Callable | None:
     forced = _backend.forced_backend()
     if forced is not None and forced not in (*_backend.PREFERENCE.get(device.type, ()), "reference"):
         return None  # asked for on another kind of device
-    return _backend.optional_kernel(name, "gather_patches_forward", device)
+    return _backend.optional_kernel(name, device)
 
 
 def use_own_kernels(module: nn.Module, on: bool = True) -> None:

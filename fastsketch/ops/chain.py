@@ -49,7 +49,7 @@ class Addition:
                 "features: no gradient arrived from the layers above, to which the patches' was to be added; "
                 "gather each layer by itself (fastsketch.gather_patches), whose gradient is dense"
             )
-        add = _backend.optional_kernel("tap_patches_add_", "tap_patches_backward", grad.device)
+        add = _backend.optional_kernel("tap_patches_add_", grad.device)
         if add is not None and exclusive.is_exclusive(grad, by_hook=True):
             return add(grad, left, self.index)
         return tap_patches_backward(grad, left, self.index)

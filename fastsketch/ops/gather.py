@@ -180,7 +180,7 @@ class TapPatches(Function):
         if grad_features is None:
             return gather_patches_backward(grad_patches, index, *ctx.layout), None
         if not torch.compiler.is_compiling() and not torch.is_grad_enabled():
-            add = _backend.optional_kernel("tap_patches_add_", "tap_patches_backward", grad_features.device)
+            add = _backend.optional_kernel("tap_patches_add_", grad_features.device)
             if add is not None and exclusive.is_exclusive(grad_features):
                 return add(grad_features, grad_patches, index), None
         return tap_patches_backward(grad_features, grad_patches, index), None

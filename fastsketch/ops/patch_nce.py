@@ -188,7 +188,7 @@ def patch_nce_losses(
         with torch.autocast(query.device.type, enabled=False):
             return plain.patch_nce_forward(query, key, *options)[0]
     if torch.is_grad_enabled() and query.requires_grad and nothing_looks_on(query, key, region):
-        kernel = _backend.optional_kernel("patch_nce_forward_with_gradient", "patch_nce_forward", query.device)
+        kernel = _backend.optional_kernel("patch_nce_forward_with_gradient", query.device)
         if kernel is not None:
             if torch.is_autocast_enabled(query.device.type):
                 query, key = query.float(), key.float()

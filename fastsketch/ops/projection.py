@@ -16,11 +16,6 @@ from fastsketch.ops.eager import nothing_looks_on
 from fastsketch.reference import projection as plain
 
 
-def _kernel(name: str, device: torch.device):
-    beside = "patch_nce_forward" if name.startswith("normalize") else "gather_patches_forward"
-    return _backend.optional_kernel(name, beside, device)
-
-
 def _gradients(
     grad: Tensor,  # [l, B, S, D]
     hidden: Tensor,  # [l, B, S, H]
@@ -34,7 +29,7 @@ def _gradients(
     if len(used) < layers:
         patches, parameters = list(used), [layers + 4 * n + part for n in used for part in range(4)]
     need = any(needed[n] for n in patches), any(needed[n] for n in parameters)
-    kernel = _kernel("project_patches_backward", grad.device)
+    kernel = _backend.optional_kernel("project_patches_backward", grad.device)
     made = kernel(grad, [tensors[n] for n in patches], hidden, [tensors[n] for n in parameters], *need)
     there = (patches if need[0] else []) + (parameters if need[1] else [])
     grads: list[Tensor | None] = [None] * len(tensors)
@@ -76,7 +71,7 @@ class ProjectAndNormalize(Function):
         projected, hidden = kernel(tensors[:layers], tensors[layers:], True)
         ctx.save_for_backward(projected, hidden, *tensors)
         ctx.set_materialize_grads(False)
-        return tuple(_kernel("normalize_layers", projected.device)(projected.flatten(1, 2)))
+        return tuple(_backend.optional_kernel("normalize_layers", projected.device)(projected.flatten(1, 2)))
 
     @staticmethod
     def backward(ctx, *grads: Tensor | None):
@@ -91,7 +86,7 @@ class ProjectAndNormalize(Function):
             return None, None, *[None] * len(tensors)
         if len(used) < layers:
             projected, hidden = projected[used], hidden[used]
-        kernel = _kernel("normalize_layers_gradient", projected.device)
+        kernel = _backend.optional_kernel("normalize_layers_gradient", projected.device)
         grad = kernel([grads[n] for n in used], projected.flatten(1, 2)).view_as(projected)
         return None, None, *_gradients(grad, hidden, tensors, needed, used)
 
@@ -99,8 +94,8 @@ class ProjectAndNormalize(Function):
 def _project(patches: Sequence[Tensor], parameters: Sequence[Tensor], check: Callable[[], None], normalize: bool):
     kernel = None
     if len(patches) and nothing_looks_on(*patches, *parameters) and patches[0].dtype in (torch.float32, torch.float64):
-        kernel = _kernel("project_patches_forward", patches[0].device)
-        if normalize and _kernel("normalize_layers", patches[0].device) is None:
+        kernel = _backend.optional_kernel("project_patches_forward", patches[0].device)
+        if normalize and _backend.optional_kernel("normalize_layers", patches[0].device) is None:
             kernel = None
     if kernel is None:
         check()
@@ -112,7 +107,9 @@ def _project(patches: Sequence[Tensor], parameters: Sequence[Tensor], check: Cal
             function = ProjectAndNormalize if normalize else ProjectPatches
             return function.apply(kernel, len(patches), *patches, *parameters)
         projected = kernel(patches, parameters, False)[0]
-        return _kernel("normalize_layers", projected.device)(projected.flatten(1, 2)) if normalize else projected
+        if not normalize:
+            return projected
+        return _backend.optional_kernel("normalize_layers", projected.device)(projected.flatten(1, 2))
     except (AttributeError, RuntimeError, TypeError):
         check()
         raise

@@ -20,7 +20,7 @@ def _kernel(name: str, *tensors: Tensor | None) -> Callable:
     first = tensors[0]
     found = None
     if nothing_looks_on(*tensors) and first.numel():
-        found = _backend.optional_kernel(name, "patch_nce_forward", first.device)
+        found = _backend.optional_kernel(name, first.device)
     return found or getattr(plain, name)
 
 

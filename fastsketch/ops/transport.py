@@ -16,7 +16,7 @@ def _run(name: str, *args):
     tensors = [x for x in args if isinstance(x, Tensor)]
     kernel = None
     if nothing_looks_on(*tensors) and tensors[0].numel():
-        kernel = _backend.optional_kernel(name, "patch_nce_forward", tensors[0].device)
+        kernel = _backend.optional_kernel(name, tensors[0].device)
     return (kernel or getattr(plain, name))(*args, ITERATIONS)
 
 

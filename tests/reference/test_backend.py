@@ -136,6 +136,25 @@ def test_explain_names_every_kernel():
             assert all(passed_over.values())
 
 
+def test_optional_kernels_are_run_beside_their_kernel(implementation):
+    implementation("half", ("gather_patches_forward", "instance_norm"))
+    explained = _backend.explain_optional("cpu")
+    assert list(explained) == list(_backend.OPTIONAL)
+    assert (explained["instance_norm"], explained["convolve"]) == ("half", "torch")
+    assert _backend.optional_kernel("instance_norm", torch.device("cpu")) is not None
+    assert _backend.optional_kernel("convolve", torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("name", ["fastsketch.cpp", "fastsketch.triton"])
+def test_what_an_implementation_has_is_known(name):
+    """A kernel that no list names would never run, and a name in the list that nobody has is a slip."""
+    module = pytest.importorskip(name, exc_type=ImportError)
+    public = getattr(module, "__all__", None) or [
+        n for n, x in vars(module).items() if callable(x) and getattr(x, "__module__", "") == name and n[0] != "_"
+    ]
+    assert set(public) <= {*_backend.KERNELS, *_backend.OPTIONAL, "facts"}
+
+
 def test_use_backend_nests_and_ends_with_its_block():
     before = _backend.forced_backend()
     with fastsketch.use_backend("reference"):
