@@ -40,6 +40,7 @@ class Relation(Function):
         """Keep the gradient."""
         loss, gradient, weight = _kernel("semantic_relation", query, key)(query, key, gamma)
         ctx.save_for_backward(query, key, gradient)
+        ctx.gamma = gamma
         ctx.mark_non_differentiable(weight)
         return loss, weight
 
@@ -48,7 +49,11 @@ class Relation(Function):
         """Scale it."""
         query, key, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return *formula.gradients(lambda q: plain.relation_divergence(q, key), (query,), (True,), grad), None, None
+
+            def losses(query: Tensor) -> Tensor:
+                return plain.semantic_relation(query, key, ctx.gamma)[0]
+
+            return *formula.gradients(losses, (query,), (True,), grad), None, None
         return gradient * grad[:, None, None], None, None
 
 

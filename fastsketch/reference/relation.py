@@ -1,7 +1,5 @@
 """Semantic relation consistency and contrast with hard negatives [L: Jung et al., CVPR 2022], written plainly."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -16,33 +14,34 @@ def _unit(x: Tensor) -> Tensor:  # [B, S, D]
     return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + EPSILON)
 
 
+def _weight(products: Tensor, gamma: float) -> Tensor:  # [B, S, S]
+    logits = _without_diagonal(products, -10.0) / gamma
+    return (logits - logits.amax(-1, keepdim=True)).exp()
+
+
 def relation_weight(key: Tensor, gamma: float) -> Tensor:  # [B, S, D] -> [B, S, S]
     """How alike two keys are: softmax_j(k_i·k_j / γ) of the rows divided by (their norm + 1e-7), −10 in place of
     k_i·k_i, divided by the largest of its row.
     """
     key = _unit(key)
-    logits = _without_diagonal(key @ key.mT, -10.0) / gamma
-    return (logits - logits.amax(-1, keepdim=True)).exp()
-
-
-def relation_divergence(query: Tensor, key: Tensor) -> Tensor:  # [B, S, D] -> [B]
-    """Jensen–Shannon divergence of softmax(q qᵀ) and softmax(k kᵀ), of the rows divided by (their norm + 1e-7), summed
-    over each image's.
-    """
-    mine, theirs = ((x @ x.mT).log_softmax(-1) for x in (_unit(query), _unit(key)))
-    middle = torch.logaddexp(mine, theirs) - math.log(2)
-    return (mine.exp() * (mine - middle) + theirs.exp() * (theirs - middle)).sum((1, 2)) / 2
+    return _weight(key @ key.mT, gamma)
 
 
 def semantic_relation(query: Tensor, key: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
-    """`relation_divergence` [B], its gradient to `query` [B, S, D], `relation_weight` [B, S, S]; the key is fixed."""
+    """Jensen–Shannon divergence of softmax(q qᵀ) and softmax(k kᵀ), of the rows divided by (their norm + 1e-7), summed
+    over each image's [B]; its gradient to `query` [B, S, D], the key being fixed; and `relation_weight` [B, S, S].
+    """
     scale = inverse_norm(query)
     unit = query * scale[..., None]
-    mine, theirs = ((x @ x.mT).softmax(-1) for x in (unit, _unit(key)))
-    slope = (2 * mine / (mine + theirs)).log() / 2  # ∂loss/∂softmax(q qᵀ)
+    keys = _unit(key)
+    products = keys @ keys.mT
+    mine, theirs = (unit @ unit.mT).softmax(-1), products.softmax(-1)
+    middle = (mine + theirs) / 2
+    apart = (mine / middle).log()
+    loss = (mine * apart + theirs * (theirs / middle).log()).sum((1, 2)) / 2
+    slope = apart / 2  # ∂loss/∂softmax(q qᵀ)
     logits = mine * (slope - (mine * slope).sum(-1, keepdim=True))
-    gradient = through_norm((logits + logits.mT) @ unit, query, scale)
-    return relation_divergence(query, key), gradient, relation_weight(key, gamma)
+    return loss, through_norm((logits + logits.mT) @ unit, query, scale), _weight(products, gamma)
 
 
 def _weighted_logits(

@@ -118,6 +118,16 @@ def test_in_float32_no_worse_than_the_formula(backend, rows, assert_as_good_as_n
     assert_as_good_as_naive(*grads)
 
 
+def test_a_zero_vector(backend, rows):
+    query, key = (x.detach().clone() for x in rows((2, 9, 4)))
+    query[0, 2] = key[1, 3] = 0
+    query.requires_grad_()
+    loss, weight = Relation.apply(query, key, 1.0)
+    torch.testing.assert_close(loss, divergence(query, key))
+    torch.testing.assert_close(weight, weights(key, 1.0))
+    assert torch.autograd.grad(loss.sum(), query)[0].isfinite().all()
+
+
 def test_what_is_not_a_number_shows(backend, rows):
     query, key = rows((2, 20, 8))
     broken = query.detach().clone()
