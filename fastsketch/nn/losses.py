@@ -1,12 +1,15 @@
 """The losses of docs/method.md sections 1, 5 and 7 as modules."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastsketch._checks import check_choice
 from fastsketch.functional import Negatives, patch_nce
+
+PerceptualDistance = Literal["normalized", "l1"]
 
 
 class MultiLayerPatchNCE(nn.Module):
@@ -79,17 +82,25 @@ class PixelLoss(nn.L1Loss):
 
 
 class PerceptualLoss(nn.Module):
-    """Mean absolute difference of VGG16 features, averaged over four layers [P; D; L: Johnson et al., ECCV 2016].
+    """Distance of VGG16 features, averaged over four layers [P: perceptual; D; L: Johnson et al., ECCV 2016].
 
     Args:
         vgg16_features: torchvision's `vgg16().features` (or its head), frozen here. It comes with ImageNet weights
             from `fastsketch.weights.load_vgg16_features`.
+        distance: ``normalized``: mean over positions of ‖a/(‖a‖ + 10⁻³) − b/(‖b‖ + 10⁻³)‖², a and b a position's
+            channels [D; L: Zhang et al., CVPR 2018, without learned weights]; ``l1``: mean absolute difference, whose
+            best answer to strokes that cannot be foreseen is their median: blank paper.
+
+    Raises:
+        ValueError: an unknown distance.
     """
 
     LAYERS: ClassVar[dict[str, int]] = {"relu1_2": 3, "relu2_2": 8, "relu3_3": 15, "relu4_3": 22}
 
-    def __init__(self, vgg16_features: nn.Sequential) -> None:
+    def __init__(self, vgg16_features: nn.Sequential, distance: PerceptualDistance = "normalized") -> None:
         super().__init__()
+        check_choice("distance", distance, get_args(PerceptualDistance))
+        self.distance = _normalized_distance if distance == "normalized" else F.l1_loss
         self.features = vgg16_features[: max(self.LAYERS.values()) + 1].eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
@@ -120,4 +131,10 @@ class PerceptualLoss(nn.Module):
         with torch.no_grad():
             wanted = self._taps(target)
         pairs = zip(self._taps(generated), wanted, strict=True)
-        return torch.stack([F.l1_loss(a.float(), b.float()) for a, b in pairs]).mean()
+        return torch.stack([self.distance(a.float(), b.float()) for a, b in pairs]).mean()
+
+
+def _normalized_distance(one: Tensor, other: Tensor) -> Tensor:  # [B, C, H, W] -> scalar
+    # 10⁻³ is little beside a feature's length, some ten, and bounds the gradient where there is next to nothing.
+    one, other = (x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-3) for x in (one, other))
+    return (one - other).square().sum(1).mean()

@@ -29,7 +29,8 @@ GROUPS = {
     "Networks": "width blocks discriminator_width projection_dim attention mask",
     "Patches": "num_patches regions dynamic num_regions density_window density_threshold density_boost multiplicity "
     "negatives temperature",
-    "Losses": "lambda_gan lambda_nce lambda_pixel lambda_perceptual perceptual_weights identity flip_equivariance",
+    "Losses": "lambda_gan lambda_nce lambda_pixel lambda_perceptual perceptual_distance perceptual_weights identity "
+    "flip_equivariance",
     "Training": "batch_size epochs decay_epochs lr betas",
 }
 """Settings by subject; those in no group follow under "Other"."""

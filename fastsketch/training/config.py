@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from fastsketch.errors import FastsketchError
 from fastsketch.functional import Negatives
+from fastsketch.nn.losses import PerceptualDistance
 
 Preset = Literal["cut", "fastcut", "fsscl"]
 
@@ -118,7 +119,7 @@ class TrainConfig:
     """Weight of the contrastive loss."""
     lambda_pixel: float = 1.0
     """Weight of the pixel-wise L1 loss, 0 turns it off [P: added; D: how much, see docs/results.md]."""
-    lambda_perceptual: float = 10.0
+    lambda_perceptual: float = 13.0
     """Weight of the VGG16 perceptual loss, 0 turns it off [P: added; D: how much]."""
     identity: bool = True
     """Contrastive loss of the identity term too, ½ each."""
@@ -161,6 +162,8 @@ class TrainConfig:
     winograd: Switch = "auto"
     """3×3 and 4×4 convolutions with fewer multiplications, in float32 whatever the precision; auto: on CPUs, but for
     bfloat16 with AMX."""
+    perceptual_distance: PerceptualDistance = "normalized"
+    """Of VGG16's features: normalized at each position, squared, or l1 (a weight of 10 suits that) [D]."""
     perceptual_weights: Literal["imagenet", "random"] = "imagenet"
     """VGG16's weights; random (fixed, seeded) serves where ImageNet's cannot be had, and is worse."""
 
@@ -236,6 +239,7 @@ class TrainConfig:
             if unknown := sorted(set(values) - known):
                 raise FastsketchError(f"{source}: unknown settings {', '.join(unknown)}")
             values["out"] = Path(values["out"])
+            values.setdefault("perceptual_distance", "l1")  # runs of before there was a choice
             values["betas"] = tuple(values.get("betas", (0.5, 0.999)))
             if values.get("weights_dir") is not None:
                 values["weights_dir"] = Path(values["weights_dir"])

@@ -69,7 +69,9 @@ class Translator(nn.Module):
         self.adversarial = LeastSquaresGANLoss()
         self.pixel = PixelLoss()
         # In a list, so that its frozen weights are neither saved nor optimised.
-        self._perceptual = [PerceptualLoss(as_winograd(_vgg16_features(config)))] if config.lambda_perceptual else []
+        self._perceptual = []
+        if config.lambda_perceptual:
+            self._perceptual.append(PerceptualLoss(as_winograd(_vgg16_features(config)), config.perceptual_distance))
 
     def to(self, *args, **kwargs) -> "Translator":
         """Move everything, the perceptual network included."""

@@ -40,7 +40,7 @@ _SIZES: dict[str, Any] = {"width": 8, "blocks": 5, "discriminator_width": 8, "pr
 _SMALL = TrainConfig(data="", out=Path(), image_size=SIDE, perceptual_weights="random", **_SIZES)
 _SHAPING = (
     *("sketch_channels", "unpaired", "attention", "mask", "regions", "dynamic", "multiplicity", "negatives"),
-    *("identity", "flip_equivariance", "precision", "channels_last"),
+    *("identity", "flip_equivariance", "precision", "channels_last", "perceptual_distance"),
 )
 _WEIGHTS = ("lambda_gan", "lambda_nce", "lambda_pixel", "lambda_perceptual")
 

@@ -187,10 +187,11 @@ def test_gan_loss():
     assert loss(score, False).item() == pytest.approx((0.25 + 4.0) / 2)
 
 
-def test_perceptual_loss_against_its_formula():
+@pytest.mark.parametrize("distance", ["normalized", "l1"])
+def test_perceptual_loss_against_its_formula(distance):
     torch.manual_seed(0)
     features = vgg16(weights=None).features
-    loss = PerceptualLoss(features)
+    loss = PerceptualLoss(features, distance)
     a, b = torch.rand(1, 1, 32, 32, requires_grad=True), torch.rand(1, 1, 32, 32)
 
     def taps(x):
@@ -204,11 +205,35 @@ def test_perceptual_loss_against_its_formula():
             x = F.max_pool2d(x, 2)
         return result
 
-    want = sum((x - y).abs().mean() for x, y in zip(taps(a), taps(b), strict=True)) / 4
+    def apart(x, y):
+        if distance == "l1":
+            return (x - y).abs().mean()
+        x, y = (z / (z.square().sum(1, keepdim=True).sqrt() + 1e-3) for z in (x, y))
+        return (x - y).square().sum() / x[:, 0].numel()
+
+    want = sum(apart(x, y) for x, y in zip(taps(a), taps(b), strict=True)) / 4
     got = loss(a, b)
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(*(torch.autograd.grad(value, a)[0] for value in (got, want)), rtol=1e-4, atol=1e-9)
     assert not any(p.requires_grad for p in loss.parameters())
+
+
+def test_perceptual_loss_of_features_that_are_nothing():
+    """Where a picture has no feature at all the gradient is finite, and a picture is no distance from itself."""
+    features = vgg16(weights=None).features
+    for layer in features:
+        if hasattr(layer, "weight"):
+            layer.weight.data.zero_()
+            layer.bias.data.zero_()
+    image = torch.rand(1, 1, 32, 32, requires_grad=True)
+    loss = PerceptualLoss(features)(image, torch.rand(1, 1, 32, 32))
+    assert loss == 0 and torch.autograd.grad(loss, image)[0].isfinite().all()
+    assert PerceptualLoss(vgg16(weights=None).features)(image, image) == 0
+
+
+def test_an_unknown_distance_is_refused():
+    with pytest.raises(ValueError, match="distance must be one of"):
+        PerceptualLoss(vgg16(weights=None).features, "l2")
 
 
 @pytest.mark.parametrize("batch", [1, 2])

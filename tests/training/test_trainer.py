@@ -132,6 +132,7 @@ def test_same_seed_same_run_and_another_seed_another(tiny, tmp_path):
         {"mask": False},
         {"lambda_pixel": 0.0},
         {"lambda_perceptual": 1.0},
+        {"lambda_perceptual": 1.0, "perceptual_distance": "l1"},
         {"attention": False, "regions": False, "dynamic": False},
         {"identity": False},
         {"lambda_gan": 0.0},
@@ -238,6 +239,21 @@ def test_resuming_nothing_or_damaged_files(tiny, tmp_path):
     run.paths.settings.write_text("{")
     with pytest.raises(FastsketchError, match="not the settings"):
         trainer(replace(config, resume=True))
+
+
+def test_a_run_of_before_keeps_its_perceptual_distance(tiny):
+    """Its settings do not name one, since there was only l1."""
+    config = tiny(decay_epochs=0, perceptual_distance="l1")
+    run = trainer(config)
+    run.run()
+    settings = json.loads(run.paths.settings.read_text())
+    assert settings.pop("perceptual_distance") == "l1"
+    run.paths.settings.write_text(json.dumps(settings))
+    again = replace(config, resume=True, epochs=2)
+    assert trainer(again).step == run.step
+    run.paths.settings.write_text(json.dumps(settings))
+    with pytest.raises(FastsketchError, match="changed: perceptual_distance l1 -> normalized"):
+        trainer(replace(again, perceptual_distance="normalized"))
 
 
 def test_a_run_goes_on_with_its_own_pictures_alone(tiny, data, tmp_path):
