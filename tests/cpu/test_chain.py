@@ -16,7 +16,7 @@ def added(cpp, monkeypatch):
     """For each gradient that arrived at a hook with something to add: whether it was written in place."""
     how = []
 
-    def find(name, beside, device):
+    def find(name, device):
         def add(grad_features, grad_patches, index):
             how.append("in place")
             return cpp.tap_patches_add_(grad_features, grad_patches, index)

@@ -18,7 +18,7 @@ def written(cpp, monkeypatch):
     """Addresses of the gradients that were written in place."""
     addresses = []
 
-    def find(name, beside, device):
+    def find(name, device):
         def add(grad_features, grad_patches, index):
             addresses.append(grad_features.data_ptr())
             return cpp.tap_patches_add_(grad_features, grad_patches, index)
