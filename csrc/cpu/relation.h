@@ -6,7 +6,7 @@
 template <typename T>
 constexpr T NEVER = -std::numeric_limits<T>::infinity();
 
-// body(first, rows, products) for blocks of the rows [begin, end) of `left`, products = left · rightᵀ with rows `stride` apart.
+// body(first, rows) for blocks of the rows [begin, end) of `left`, once products = left · rightᵀ, with rows `stride` apart.
 template <typename T, typename Body>
 void for_each_block(
     const Rows& p, const T* left, int64_t begin, int64_t end, const T* packed, T* products, int64_t stride,
@@ -74,8 +74,8 @@ inline void normalized_softmax_row(T* row, int64_t count, int64_t padded) {
   scale_row(row, count, T(1) / sum);
 }
 
-// log(p / ((p + q) / 2)). Of the quotient, which is near 1 where p and q are alike: two logarithms would leave their own
-// rounding, some hundred times the difference's.
+// log(p / ((p + q) / 2)), of the quotient: where p and q are alike it is near 1 and its logarithm small, while the rounding
+// of two large logarithms would not cancel.
 template <typename T>
 inline Vec<T> log_to_mean(Vec<T> p, Vec<T> q) {
   constexpr T smallest = std::numeric_limits<T>::min();
