@@ -198,11 +198,11 @@ def explain(device_type: str) -> dict[str, tuple[str, dict[str, str]]]:
 
 def explain_optional(device_type: str) -> dict[str, str]:
     """For each kernel of `OPTIONAL` the implementation in use, or "torch" for the framework's operators."""
-    to_be_tried, result = forced_backend() is None, {}
-    for name, beside in OPTIONAL.items():
-        implementation = select(beside, device_type)
-        result[name] = implementation if _optional(name, implementation, None, to_be_tried) else "torch"
-    return result
+    device = torch.device(device_type)
+    return {
+        name: select(beside, device_type) if optional_kernel(name, device) else "torch"
+        for name, beside in OPTIONAL.items()
+    }
 
 
 @contextlib.contextmanager

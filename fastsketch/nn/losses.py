@@ -88,8 +88,7 @@ class PerceptualLoss(nn.Module):
         vgg16_features: torchvision's `vgg16().features` (or its head), frozen here. It comes with ImageNet weights
             from `fastsketch.weights.load_vgg16_features`.
         distance: ``normalized``: mean over positions of ‖a/(‖a‖ + 10⁻³) − b/(‖b‖ + 10⁻³)‖², a and b a position's
-            channels [D; L: Zhang et al., CVPR 2018, without learned weights]; ``l1``: mean absolute difference, whose
-            best answer to strokes that cannot be foreseen is their median: blank paper.
+            channels [D; L: Zhang et al., CVPR 2018, without learned weights]; ``l1``: mean absolute difference.
 
     Raises:
         ValueError: an unknown distance.

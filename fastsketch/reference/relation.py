@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastsketch.reference.patch_nce import EPSILON, inverse_norm, through_norm
+from fastsketch.reference.patch_nce import inverse_norm, through_norm
 
 
 def _without_diagonal(matrix: Tensor, value: float) -> Tensor:  # [B, S, S]
@@ -11,7 +11,7 @@ def _without_diagonal(matrix: Tensor, value: float) -> Tensor:  # [B, S, S]
 
 
 def _unit(x: Tensor) -> Tensor:  # [B, S, D]
-    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + EPSILON)
+    return x * inverse_norm(x)[..., None]
 
 
 def _weight(products: Tensor, gamma: float) -> Tensor:  # [B, S, S]
