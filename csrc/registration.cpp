@@ -46,6 +46,10 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
   m.def("instance_norm(Tensor input, float slope, float eps) -> (Tensor, Tensor, Tensor)");
   m.def(
       "instance_norm_gradient(Tensor grad_output, Tensor input, Tensor mean, Tensor scale, float slope) -> Tensor");
+  m.def("feature_distance(Tensor features, Tensor target, float epsilon) -> Tensor");
+  m.def("feature_distance_gradient(Tensor grad_loss, Tensor features, Tensor target, float epsilon) -> Tensor");
+  m.def("max_pool(Tensor input) -> Tensor");
+  m.def("max_pool_gradient(Tensor grad_output, Tensor input) -> Tensor");
   m.def("convolve(Tensor input, Tensor kernel, Tensor? bias, int padding, bool reflect) -> Tensor");
   m.def(
       "convolve_input_gradient(Tensor grad_output, Tensor kernel, int height, int width, int padding, bool reflect) "
@@ -79,6 +83,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
   m.impl("blur_upsample_gradient", TORCH_BOX(&fastsketch::blur_upsample_gradient_cpu));
   m.impl("instance_norm", TORCH_BOX(&fastsketch::instance_norm_cpu));
   m.impl("instance_norm_gradient", TORCH_BOX(&fastsketch::instance_norm_gradient_cpu));
+  m.impl("feature_distance", TORCH_BOX(&fastsketch::feature_distance_cpu));
+  m.impl("feature_distance_gradient", TORCH_BOX(&fastsketch::feature_distance_gradient_cpu));
+  m.impl("max_pool", TORCH_BOX(&fastsketch::max_pool_cpu));
+  m.impl("max_pool_gradient", TORCH_BOX(&fastsketch::max_pool_gradient_cpu));
   m.impl("convolve", TORCH_BOX(&fastsketch::convolve_cpu));
   m.impl("convolve_input_gradient", TORCH_BOX(&fastsketch::convolve_input_gradient_cpu));
   m.impl("convolve_kernel_gradient", TORCH_BOX(&fastsketch::convolve_kernel_gradient_cpu));

@@ -67,6 +67,10 @@ OPTIONAL = {
     "blur_upsample_gradient": "gather_patches_forward",
     "instance_norm": "gather_patches_forward",
     "instance_norm_gradient": "gather_patches_forward",
+    "feature_distance": "gather_patches_forward",
+    "feature_distance_gradient": "gather_patches_forward",
+    "max_pool": "gather_patches_forward",
+    "max_pool_gradient": "gather_patches_forward",
     "reflection_pad": "gather_patches_forward",
     "reflection_pad_gradient": "gather_patches_forward",
 }

@@ -358,6 +358,31 @@ def blur_upsample_gradient(grad_output: Tensor) -> Tensor:  # [B, C, 2H, 2W] -> 
     return _ops.blur_upsample_gradient(grad_output.contiguous())
 
 
+def feature_distance(features: Tensor, target: Tensor, epsilon: float) -> Tensor:  # twice [B, C, H, W] -> [B]
+    """See `fastsketch.nn.feature_distance`; float32 or float64."""
+    return _ops.feature_distance(features.contiguous(), target.contiguous(), epsilon)
+
+
+def feature_distance_gradient(
+    grad_loss: Tensor,  # [B]
+    features: Tensor,  # [B, C, H, W]
+    target: Tensor,  # [B, C, H, W]
+    epsilon: float,
+) -> Tensor:  # [B, C, H, W]
+    """Gradient of `feature_distance`'s features."""
+    return _ops.feature_distance_gradient(grad_loss.contiguous(), features.contiguous(), target.contiguous(), epsilon)
+
+
+def max_pool(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, ⌊H/2⌋, ⌊W/2⌋]
+    """See `fastsketch.nn.max_pool`."""
+    return _ops.max_pool(x.contiguous())
+
+
+def max_pool_gradient(grad_output: Tensor, x: Tensor) -> Tensor:  # -> [B, C, H, W]
+    """Gradient of `max_pool`'s input."""
+    return _ops.max_pool_gradient(grad_output.contiguous(), x.contiguous())
+
+
 def place_positions(
     index: Tensor,  # [B, S] int64
     grid: Sequence[int],

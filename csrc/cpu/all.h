@@ -13,8 +13,10 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 
 #include "attention.h"
 #include "blur.h"
+#include "feature_distance.h"
 #include "gather.h"
 #include "instance_norm.h"
+#include "max_pool.h"
 #include "patch_nce.h"
 #include "normalize.h"
 #include "project.h"
@@ -51,7 +53,9 @@ const Kernels kernels = {
     weighted_nce<float>, weighted_nce<double>,
     attend_forward<float>, attend_forward<double>,
     attend_backward<float>, attend_backward<double>,
-    blur, instance_norm, gather, scatter,
+    feature_distance<float>, feature_distance<double>,
+    feature_distance_gradient<float>, feature_distance_gradient<double>,
+    blur, instance_norm, max_pool, gather, scatter,
 };
 
 }  // namespace fastsketch::LEVEL

@@ -180,6 +180,21 @@ struct Blur {
   Dtype dtype = Dtype::f32;  // of both sides
 };
 
+// Maps halved by the largest of each 2x2 square; or, with `grad`, the gradient. Everything contiguous.
+struct MaxPool {
+  int64_t maps, height, width;
+  Dtype dtype;  // of all
+  const void* x;
+  const void* grad = nullptr;
+  void* out = nullptr;
+};
+
+// Features [B, channels, positions], contiguous, to be divided by (their length at a position + epsilon).
+struct FeatureMaps {
+  int64_t images, channels, positions;
+  double epsilon;
+};
+
 // Transport between the rows and columns of each image's cost [rows, columns]; everything contiguous.
 struct Transport {
   int64_t images, rows, columns, iterations;
@@ -252,8 +267,15 @@ struct Kernels {
   void (*attend_forward_f64)(const Attend&, const AttendInputs<double>&, double* output, double* lse);
   void (*attend_backward_f32)(const Attend&, const AttendInputs<float>&, const AttendGradients<float>&);
   void (*attend_backward_f64)(const Attend&, const AttendInputs<double>&, const AttendGradients<double>&);
+  void (*feature_distance_f32)(const FeatureMaps&, const float* one, const float* other, float* loss);
+  void (*feature_distance_f64)(const FeatureMaps&, const double* one, const double* other, double* loss);
+  void (*feature_distance_gradient_f32)(
+      const FeatureMaps&, const float* grad, const float* one, const float* other, float* grad_one);
+  void (*feature_distance_gradient_f64)(
+      const FeatureMaps&, const double* grad, const double* one, const double* other, double* grad_one);
   void (*blur)(const Blur&, const void* from, void* to);
   void (*instance_norm)(const InstanceNorm&);
+  void (*max_pool)(const MaxPool&);
   void (*gather)(const Features*, const Patches*, int64_t layers);  // patches = features at index, of each layer
   void (*scatter)(const Features&, const Patches&); // features += patches at index
 };

@@ -48,6 +48,10 @@ Tensor blur_upsample_cpu(Tensor input);
 Tensor blur_upsample_gradient_cpu(Tensor grad_output);
 std::tuple<Tensor, Tensor, Tensor> instance_norm_cpu(Tensor input, double slope, double eps);
 Tensor instance_norm_gradient_cpu(Tensor grad_output, Tensor input, Tensor mean, Tensor scale, double slope);
+Tensor feature_distance_cpu(Tensor features, Tensor target, double epsilon);
+Tensor feature_distance_gradient_cpu(Tensor grad_loss, Tensor features, Tensor target, double epsilon);
+Tensor max_pool_cpu(Tensor input);
+Tensor max_pool_gradient_cpu(Tensor grad_output, Tensor input);
 Tensor convolve_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool reflect);
 Tensor convolve_input_gradient_cpu(
     Tensor grad_output, Tensor kernel, int64_t height, int64_t width, int64_t padding, bool reflect);

@@ -105,6 +105,22 @@ inline void transpose(Vec<T>* rows) {
   if constexpr (d > 1) transpose<T, d / 2>(rows);
 }
 
+// Values at even and at odd places of `a` and `b`, one after the other; and back.
+template <typename T, int... lane>
+inline void take_apart(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, lane...>) {
+  const Vec<T> even = FASTSKETCH_SHUFFLE(T, a, b, (2 * lane)...);
+  b = FASTSKETCH_SHUFFLE(T, a, b, (2 * lane + 1)...);
+  a = even;
+}
+
+template <typename T, int... lane>
+inline void put_together(Vec<T>& a, Vec<T>& b, std::integer_sequence<int, lane...>) {
+  constexpr int lanes = Lanes<T>::count;
+  const Vec<T> first = FASTSKETCH_SHUFFLE(T, a, b, (lane / 2 + lane % 2 * lanes)...);
+  b = FASTSKETCH_SHUFFLE(T, a, b, (lanes / 2 + lane / 2 + lane % 2 * lanes)...);
+  a = first;
+}
+
 template <typename T>
 inline T sum_lanes(Vec<T> v) {
   T total = 0;

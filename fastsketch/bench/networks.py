@@ -1,4 +1,6 @@
-"""The measured cases of what networks compute, forward and backward: convolutions, blurs, norms, attention."""
+"""The measured cases of what networks compute, forward and backward: convolutions, blurs, norms, attention,
+pools and distances of features.
+"""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -6,13 +8,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastsketch.bench.case import OURS, Case, Contender, Recipe, random
 from fastsketch.nn.attend import attend
 from fastsketch.nn.blur import BlurDownsample, BlurUpsample
 from fastsketch.nn.convolution import convolve
+from fastsketch.nn.feature_distance import normalized_distance
 from fastsketch.nn.instance_norm import InstanceNorm
+from fastsketch.nn.max_pool import HalvingMaxPool
 from fastsketch.nn.own_kernels import use_own_kernels
 
 FRAMEWORK = "framework"
@@ -119,6 +123,42 @@ def attention(positions: int, device: torch.device, width: int = 32, channels: i
     return _against_framework(make, attend, lambda *given: attend(*given, own_kernel=False))
 
 
+def distance(channels: int, side: int, device: torch.device) -> Case:
+    """The distance of two pictures' normalised features, and its gradient to the first; B = 1.
+
+    Args:
+        channels: C.
+        side: of the square maps.
+        device: where.
+    """
+    target = random(1, channels, side, side, device=device).relu()
+
+    def make() -> SimpleNamespace:
+        features = random(1, channels, side, side, device=device).relu().requires_grad_()
+        return SimpleNamespace(given=[features], arriving=torch.ones(1, device=device))
+
+    return _against_framework(
+        make, lambda x: normalized_distance(x, target), lambda x: normalized_distance(x, target, own_kernel=False)
+    )
+
+
+def max_pool(channels: int, side: int, device: torch.device) -> Case:
+    """The largest of each 2×2 square, and its gradient; B = 1.
+
+    Args:
+        channels: C.
+        side: of the square maps.
+        device: where.
+    """
+    layer = HalvingMaxPool()
+
+    def make() -> SimpleNamespace:
+        x = random(1, channels, side, side, device=device).requires_grad_()
+        return SimpleNamespace(given=[x], arriving=random(1, channels, side // 2, side // 2, device=device))
+
+    return _against_framework(make, layer, nn.MaxPool2d(2))
+
+
 CONVOLUTIONS = (
     (3, 256, 256, 64, 2),
     (3, 256, 256, 32, 2),
@@ -142,7 +182,13 @@ CPU_CASES: dict[str, Recipe] = {
         {"channels": 32, "filters": 32, "side": 20},
     )
     for k, c, f, side, batch in CONVOLUTIONS
-} | {f"attend N={n}": Recipe(attention, {"positions": n}, {"positions": 40}) for n in (1024, 4096)}
+}
+CPU_CASES |= {f"attend N={n}": Recipe(attention, {"positions": n}, {"positions": 40}) for n in (1024, 4096)}
+CPU_CASES |= {
+    f"{name} {c}, {side}²": Recipe(case, {"channels": c, "side": side}, {"channels": 3, "side": 20})
+    for name, case in (("feature distance", distance), ("max pool", max_pool))
+    for c, side in ((64, 256), (256, 64))
+}
 """By name; for a CPU only."""
 
 CASES: dict[str, Recipe] = {

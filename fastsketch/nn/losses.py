@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from fastsketch._checks import check_choice
 from fastsketch.functional import Negatives, patch_nce
+from fastsketch.nn.feature_distance import normalized_distance
+from fastsketch.nn.max_pool import with_halving_pools
 
 PerceptualDistance = Literal["normalized", "l1"]
 
@@ -87,8 +89,8 @@ class PerceptualLoss(nn.Module):
     Args:
         vgg16_features: torchvision's `vgg16().features` (or its head), frozen here. It comes with ImageNet weights
             from `fastsketch.weights.load_vgg16_features`.
-        distance: ``normalized``: mean over positions of ‖a/(‖a‖ + 10⁻³) − b/(‖b‖ + 10⁻³)‖², a and b a position's
-            channels [D; L: Zhang et al., CVPR 2018, without learned weights]; ``l1``: mean absolute difference.
+        distance: ``normalized``: `fastsketch.nn.feature_distance.normalized_distance` [D]; ``l1``: mean absolute
+            difference.
 
     Raises:
         ValueError: an unknown distance.
@@ -99,8 +101,9 @@ class PerceptualLoss(nn.Module):
     def __init__(self, vgg16_features: nn.Sequential, distance: PerceptualDistance = "normalized") -> None:
         super().__init__()
         check_choice("distance", distance, get_args(PerceptualDistance))
-        self.distance = _normalized_distance if distance == "normalized" else F.l1_loss
-        self.features = vgg16_features[: max(self.LAYERS.values()) + 1].eval().requires_grad_(False)
+        self.normalized, self.own_kernel = distance == "normalized", True
+        head = vgg16_features[: max(self.LAYERS.values()) + 1].eval().requires_grad_(False)
+        self.features = with_halving_pools(head)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
 
@@ -130,10 +133,9 @@ class PerceptualLoss(nn.Module):
         with torch.no_grad():
             wanted = self._taps(target)
         pairs = zip(self._taps(generated), wanted, strict=True)
-        return torch.stack([self.distance(a.float(), b.float()) for a, b in pairs]).mean()
+        return torch.stack([self._distance(a.float(), b.float()) for a, b in pairs]).mean()
 
-
-def _normalized_distance(one: Tensor, other: Tensor) -> Tensor:  # [B, C, H, W] -> scalar
-    # 10⁻³ is little beside a feature's length, some ten, and bounds the gradient where there is next to nothing.
-    one, other = (x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-3) for x in (one, other))
-    return (one - other).square().sum(1).mean()
+    def _distance(self, features: Tensor, wanted: Tensor) -> Tensor:
+        if self.normalized:
+            return normalized_distance(features, wanted, self.own_kernel).mean()
+        return F.l1_loss(features, wanted)

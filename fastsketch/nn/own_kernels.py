@@ -20,8 +20,8 @@ def kernel(name: str, device: torch.device) -> Callable | None:
 
 
 def use_own_kernels(module: nn.Module, on: bool = True) -> None:
-    """Switch a network's blurs, norms, padding, attention and 7×7 convolutions: these kernels, or the framework's
-    operators.
+    """Switch a network's blurs, norms, padding, attention, halving pools, distances of features and 7×7 convolutions:
+    these kernels, or the framework's operators.
 
     They are on from the start, where there are any, and can be differentiated once: a gradient penalty, say, wants them
     off. Convolutions by Winograd's way have a switch of their own,

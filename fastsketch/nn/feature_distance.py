@@ -1,0 +1,56 @@
+"""Distance of features whose channels are divided by their length: a kernel, where there is one, else the framework's.
+
+The kernel (`csrc/cpu/feature_distance.h`) reads both sets of features once forward and once backward, and keeps nothing
+between the two; the framework's operators write a dozen maps of their size.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastsketch.nn.own_kernels import kernel
+from fastsketch.ops.eager import nothing_looks_on
+
+EPSILON = 1e-3
+"""Added to a feature's length, some ten: little beside it, and it bounds the gradient of one that is nearly 0."""
+
+
+class _Distance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features: Tensor, target: Tensor) -> Tensor:
+        features, target = features.contiguous(), target.contiguous()
+        ctx.save_for_backward(features, target)
+        return kernel("feature_distance", features.device)(features, target, EPSILON)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return kernel("feature_distance_gradient", grad.device)(grad, *ctx.saved_tensors, EPSILON), None
+
+
+def normalized_distance(features: Tensor, target: Tensor, own_kernel: bool = True) -> Tensor:
+    """Mean over positions of ‖a/(‖a‖ + ε) − b/(‖b‖ + ε)‖², a and b a position's channels, ε = 10⁻³.
+
+    [D; L: Zhang et al., CVPR 2018, without their learned weights]. By the kernel it is differentiable once.
+
+    Args:
+        features: [B, C, H, W] float32 or float64, not empty.
+        target: like `features`; no gradient where the kernel is used.
+        own_kernel: use the C++ kernel where there is one; else it is the framework's operators.
+
+    Returns:
+        [B], of the features' dtype.
+
+    Raises:
+        ValueError: shapes or dtypes that do not belong together.
+    """
+    if features.dim() != 4 or features.shape != target.shape or features.dtype != target.dtype:
+        shapes = [f"{list(x.shape)} {x.dtype}" for x in (features, target)]
+        raise ValueError(
+            f"features and target must be [B, C, H, W], of one shape and dtype, got {' and '.join(shapes)}"
+        )
+    plain = own_kernel and nothing_looks_on(features, target) and not target.requires_grad and features.numel() > 0
+    if plain and kernel("feature_distance", features.device) is not None:
+        return _Distance.apply(features, target)
+    one, other = (x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + EPSILON) for x in (features, target))
+    return (one - other).square().sum(1).mean((1, 2))

@@ -1,0 +1,106 @@
+"""Distance of normalised features: the kernel against the formula."""
+
+import pytest
+import torch
+
+from fastsketch.nn.feature_distance import normalized_distance
+from fastsketch.nn.own_kernels import kernel
+
+SHAPES = [(1, 1, 1, 1), (2, 3, 1, 5), (3, 7, 8, 8), (1, 64, 9, 31), (2, 5, 16, 16), (1, 2, 60, 67)]
+
+
+def _formula(one, other):
+    one, other = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-3) for x in (one, other))
+    return (one - other).square().sum(1).mean((1, 2))
+
+
+def _run(function, features, target, arriving):
+    features = features.detach().requires_grad_()
+    loss = function(features, target)
+    return loss.detach(), torch.autograd.grad(loss, features, arriving)[0]
+
+
+@pytest.mark.parametrize("own_kernel", [True, False])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_value_and_gradient_in_float64(shape, own_kernel):
+    features, target = torch.randn(2, *shape, dtype=torch.float64).relu() + 0.01
+    arriving = torch.rand(shape[0], dtype=torch.float64)
+    want = _run(_formula, features, target, arriving)
+    got = _run(lambda *given: normalized_distance(*given, own_kernel), features, target, arriving)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_gradient_by_finite_differences():
+    features, target = torch.randn(2, 2, 3, 4, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: normalized_distance(x, target), features.requires_grad_())
+
+
+def test_float32_is_no_further_from_float64_than_the_framework():
+    features, target = 10 * torch.randn(2, 2, 256, 40, 41).relu()
+    arriving = torch.ones(2)
+    truth = _run(_formula, features.double(), target.double(), arriving.double())
+    framework = _run(lambda *given: normalized_distance(*given, False), features, target, arriving)
+    for got, other, want in zip(_run(normalized_distance, features, target, arriving), framework, truth, strict=True):
+        error, allowed = ((x - want).square().mean().sqrt() for x in (got, other))
+        assert error <= 1.5 * allowed + 1e-7 * want.abs().max()
+
+
+def test_like_features_are_at_no_distance_and_none_has_a_gradient():
+    features = torch.randn(2, 33, 20, 21)
+    features[:, :, 3] = 0
+    loss, gradient = _run(normalized_distance, features, features, torch.ones(2))
+    assert not loss.any() and not gradient.any()
+    # Nothing on one side: the distance grows with the other's direction, by 1 / ε.
+    loss, gradient = _run(normalized_distance, torch.zeros(1, 2, 1, 1), torch.ones(1, 2, 1, 1), torch.ones(1))
+    unit = 1 / (2**0.5 + 1e-3)
+    torch.testing.assert_close(loss, torch.tensor([2 * unit**2]))
+    torch.testing.assert_close(gradient, torch.full((1, 2, 1, 1), -2 * unit / 1e-3))
+
+
+def test_a_broken_value_stays_visible_in_its_picture():
+    features, target = torch.randn(2, 3, 4, 9, 9)
+    features[1, 2, 3, 4] = float("nan")
+    loss, gradient = _run(normalized_distance, features, target, torch.ones(3))
+    assert loss.isnan().tolist() == [False, True, False]
+    assert gradient[1, :, 3, 4].isnan().all() and gradient.isnan().sum() == 4
+
+
+def test_any_strides_and_any_number_of_threads():
+    features, target = (torch.randn(2, 8, 40, 30).to(memory_format=torch.channels_last)[:, ::2, 1:] for _ in range(2))
+    arriving = torch.ones(1).expand(2)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(_run(normalized_distance, features, target, arriving))
+    finally:
+        torch.set_num_threads(before)
+    results.append(_run(normalized_distance, features.contiguous(), target.contiguous(), arriving.contiguous()))
+    for result in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))
+
+
+def test_a_gradient_of_the_target_or_of_a_gradient_is_the_framework_s():
+    features, target = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64).requires_grad_().unbind()
+    assert all(x.isfinite().all() for x in torch.autograd.grad(normalized_distance(features, target).sum(), target))
+    if kernel("feature_distance", features.device) is not None:
+        squared = normalized_distance(features, target.detach()).square().sum()
+        (gradient,) = torch.autograd.grad(squared, features, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            gradient.sum().backward()
+
+
+def test_what_does_not_belong_together_is_named():
+    features = torch.zeros(1, 2, 4, 4)
+    for target in (torch.zeros(1, 2, 4, 5), features.double()):
+        with pytest.raises(ValueError, match="features and target must be"):
+            normalized_distance(features, target)
+    with pytest.raises(ValueError, match="features and target must be"):
+        normalized_distance(features[0], features[0])
+
+
+def test_no_pictures_are_no_error():
+    features = torch.zeros(0, 2, 4, 4, requires_grad=True)
+    assert normalized_distance(features, torch.zeros(0, 2, 4, 4)).shape == (0,)
