@@ -1,5 +1,6 @@
 """The command line. Each command is a module of `fastsketch.commands`."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -37,7 +38,10 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exits with 0, 1 (an error, one line), 2 (bad usage) or 130 (Ctrl-C)."""
+    """Run the command line.
+
+    It exits with 0, 1 (an error, one line), 2 (bad usage), 130 (Ctrl-C) or 141 (whoever read its output has gone).
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if list(arguments) == ["--version"]:
         print(f"fastsketch {__version__}")
@@ -50,10 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"fastsketch: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         raise SystemExit(2)
     try:
-        code = command(arguments[1:])
+        try:
+            code = command(arguments[1:])
+        finally:
+            sys.stdout.flush()
     except FastsketchError as error:
         print(f"fastsketch: error: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # `fastsketch train --help | head`; what is still to be written at exit goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     raise SystemExit(code)

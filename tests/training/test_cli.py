@@ -1,6 +1,9 @@
 """The command line as a user has it: what it draws, what it says, and how it fails."""
 
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -254,6 +257,16 @@ def test_bad_usage(capsys):
     code, _, err = run(capsys, "paint")
     assert code == 2 and "train, generate, evaluate" in err
     assert run(capsys, "train", "--widht", "3")[0] == 2
+
+
+@pytest.mark.parametrize("arguments", [("train", "--help"), ("info",)])
+def test_a_reader_that_has_gone_is_no_traceback(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        command = [sys.executable, "-m", "fastsketch", *arguments]
+        result = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 def test_info(capsys):
