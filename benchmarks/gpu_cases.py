@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import vgg16
 
 import fastsketch
 from benchmarks import baselines
 from benchmarks.cases import BORDERS, LAYERS
 from fastsketch import _backend
-from fastsketch.nn import ResnetGenerator
+from fastsketch.nn import PerceptualLoss, ResnetGenerator
 from fastsketch.nn.losses import MultiLayerPatchNCE
 from fastsketch.nn.own_kernels import use_own_kernels
 from fastsketch.nn.sampler import PatchSample
@@ -220,12 +221,40 @@ def generator(batch: int, quick: bool) -> Case:
     return Case(contenders, [])
 
 
+def perceptual(batch: int, quick: bool) -> Case:
+    """The perceptual loss at 256² and its gradient to the drawing, under bfloat16 autocast and channels last: with the
+    distance of features as a kernel of its own, and by the framework's operators.
+    """
+    side = 32 if quick else 256
+    drawing, sketch = (2 * torch.rand(batch, 1, side, side, device=DEVICE) - 1 for _ in range(2))
+    drawing.requires_grad_()
+    features = vgg16(weights=None).features
+    values = {}
+
+    def contender(name: str, own: bool) -> Callable[[], Any]:
+        loss = PerceptualLoss(features).to(DEVICE, memory_format=torch.channels_last)
+        use_own_kernels(loss, own)
+
+        def value() -> Tensor:
+            with torch.autocast(DEVICE.type, torch.bfloat16):
+                return loss(drawing, sketch)
+
+        values[name] = value().item()
+        return captured(lambda: torch.autograd.grad(value(), drawing))
+
+    contenders = {name: contender(name, name == "fastsketch") for name in ("fastsketch", "framework")}
+    torch.testing.assert_close(values["fastsketch"], values["framework"], rtol=1e-4, atol=0)
+    return Case(contenders, [])
+
+
 CASES: dict[str, Callable[[bool], Case]] = {
     "attention_statistics N=4096": lambda quick: attention(4096, quick),
     "sample_patches B=8 N=65536": lambda quick: sampling(8, quick),
     "patch_nce rows=65536 bf16": lambda quick: many_negatives(65536, quick),
     "tap_backward B=1": lambda quick: tap_backward(1, quick),
     "tap_backward B=32": lambda quick: tap_backward(2 if quick else 32, quick),
+    "perceptual B=1": lambda quick: perceptual(1, quick),
+    "perceptual B=8": lambda quick: perceptual(2 if quick else 8, quick),
     "generator B=2": lambda quick: generator(1 if quick else 2, quick),
     "generator B=16": lambda quick: generator(1 if quick else 16, quick),
     "loss_path B=1": lambda quick: loss_path(1, quick),

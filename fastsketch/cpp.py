@@ -358,19 +358,26 @@ def blur_upsample_gradient(grad_output: Tensor) -> Tensor:  # [B, C, 2H, 2W] -> 
     return _ops.blur_upsample_gradient(grad_output.contiguous())
 
 
-def feature_distance(features: Tensor, target: Tensor, epsilon: float) -> Tensor:  # twice [B, C, H, W] -> [B]
-    """See `fastsketch.nn.feature_distance`; float32 or float64."""
-    return _ops.feature_distance(features.contiguous(), target.contiguous(), epsilon)
+def feature_distance(
+    features: Tensor,  # [B, C, H, W]
+    target: Tensor,
+    epsilon: float,
+) -> Tensor:  # [B], float32 (float64 of float64)
+    """See `fastsketch.reference.features`."""
+    wide = accumulation_dtype(features.dtype)
+    return _ops.feature_distance(features.to(wide).contiguous(), target.to(wide).contiguous(), epsilon)
 
 
 def feature_distance_gradient(
     grad_loss: Tensor,  # [B]
     features: Tensor,  # [B, C, H, W]
-    target: Tensor,  # [B, C, H, W]
+    target: Tensor,
     epsilon: float,
-) -> Tensor:  # [B, C, H, W]
-    """Gradient of `feature_distance`'s features."""
-    return _ops.feature_distance_gradient(grad_loss.contiguous(), features.contiguous(), target.contiguous(), epsilon)
+) -> Tensor:  # [B, C, H, W] of the features' dtype
+    """See `fastsketch.reference.features`."""
+    wide = accumulation_dtype(features.dtype)
+    given = (x.to(wide).contiguous() for x in (grad_loss, features, target))
+    return _ops.feature_distance_gradient(*given, epsilon).to(features.dtype)
 
 
 def max_pool(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, ⌊H/2⌋, ⌊W/2⌋]

@@ -1,7 +1,7 @@
 """Distance of features whose channels are divided by their length: a kernel, where there is one, else the framework's.
 
-The kernel (`csrc/cpu/feature_distance.h`) reads both sets of features once forward and once backward, and keeps nothing
-between the two; the framework's operators write a dozen maps of their size.
+The kernels (`csrc/cpu/feature_distance.h`, `fastsketch/triton/features.py`) read both sets of features once forward and
+once backward, and keep nothing between the two; the framework's operators write a dozen maps of their size.
 """
 
 import torch
@@ -18,7 +18,8 @@ EPSILON = 1e-3
 class _Distance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, target: Tensor) -> Tensor:
-        features, target = features.contiguous(), target.contiguous()
+        if features.device.type == "cpu":  # the GPU's kernel takes channels-last maps as they are
+            features, target = features.contiguous(), target.contiguous()
         ctx.save_for_backward(features, target)
         return kernel("feature_distance", features.device)(features, target, EPSILON)
 
@@ -34,12 +35,13 @@ def normalized_distance(features: Tensor, target: Tensor, own_kernel: bool = Tru
     [D; L: Zhang et al., CVPR 2018, without their learned weights]. By the kernel it is differentiable once.
 
     Args:
-        features: [B, C, H, W] float32 or float64, not empty.
-        target: like `features`; no gradient where the kernel is used.
-        own_kernel: use the C++ kernel where there is one; else it is the framework's operators.
+        features: [B, C, H, W], any floating dtype.
+        target: like `features`.
+        own_kernel: use a kernel where there is one, and no gradient to the target is asked for; else it is the
+            framework's operators.
 
     Returns:
-        [B], of the features' dtype.
+        [B], float32 (float64 of float64).
 
     Raises:
         ValueError: shapes or dtypes that do not belong together.
@@ -52,5 +54,6 @@ def normalized_distance(features: Tensor, target: Tensor, own_kernel: bool = Tru
     plain = own_kernel and nothing_looks_on(features, target) and not target.requires_grad and features.numel() > 0
     if plain and kernel("feature_distance", features.device) is not None:
         return _Distance.apply(features, target)
-    one, other = (x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + EPSILON) for x in (features, target))
+    wide = (x if x.dtype == torch.float64 else x.float() for x in (features, target))
+    one, other = (x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + EPSILON) for x in wide)
     return (one - other).square().sum(1).mean((1, 2))

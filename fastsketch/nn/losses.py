@@ -133,9 +133,9 @@ class PerceptualLoss(nn.Module):
         with torch.no_grad():
             wanted = self._taps(target)
         pairs = zip(self._taps(generated), wanted, strict=True)
-        return torch.stack([self._distance(a.float(), b.float()) for a, b in pairs]).mean()
+        return torch.stack([self._distance(a, b) for a, b in pairs]).mean()
 
     def _distance(self, features: Tensor, wanted: Tensor) -> Tensor:
         if self.normalized:
             return normalized_distance(features, wanted, self.own_kernel).mean()
-        return F.l1_loss(features, wanted)
+        return F.l1_loss(features.float(), wanted.float())

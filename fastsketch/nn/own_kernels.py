@@ -1,6 +1,6 @@
 """Kernels for what networks compute beside the contrastive loss: found here, and switched here.
 
-On a CPU all of them are C++, on a GPU norms, blurs and reflection padding are Triton's.
+On a CPU all of them are C++, on a GPU norms, blurs, reflection padding and distances of features are Triton's.
 """
 
 from collections.abc import Callable

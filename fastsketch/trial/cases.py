@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastsketch import reference
-from fastsketch.reference import norm, stencils
+from fastsketch.reference import features, norm, stencils
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -200,12 +200,30 @@ def padding(module: ModuleType, device: torch.device, dtype: torch.dtype) -> Non
         )
 
 
+def feature_distance(module: ModuleType, device: torch.device, dtype: torch.dtype) -> None:
+    """Both layouts, also a target in the other one; channels in parts; a position without any feature."""
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for shape, other in (((2, 130, 9, 11), torch.contiguous_format), ((1, 10, 40, 41), torch.channels_last)):
+            one = _randn(device, *shape, dtype=dtype).relu().to(memory_format=layout)
+            two = _randn(device, *shape, dtype=dtype, seed=1).relu().to(memory_format=other)
+            one[:, :, 0] = 0
+            wide, grad = (one.double(), two.double()), _randn(device, shape[0], seed=2)
+            loss = features.feature_distance(*wide, 1e-3)
+            _close(f"loss, {list(shape)}", module.feature_distance(one, two, 1e-3), loss, BOUND[torch.float32])
+            want = features.feature_distance_gradient(grad.double(), *wide, 1e-3)
+            got = module.feature_distance_gradient(grad, one, two, 1e-3)
+            _close(f"gradient, {list(shape)}", got, want, BOUND[dtype])
+            # Where there is no feature the gradient is a thousand times the others'.
+            _close(f"gradient elsewhere, {list(shape)}", got[:, :, 1:], want[:, :, 1:], BOUND[dtype])
+
+
 _TYPED = {
     patch_nce: ("patch_nce_forward", "patch_nce_backward"),
     attention_statistics: ("attention_statistics_forward", "attention_statistics_backward"),
     gather_and_tap: ("gather_patches_forward", "gather_patches_backward", "tap_patches_backward"),
     gather_layers: ("gather_layers",),
     instance_norm: ("instance_norm", "instance_norm_gradient"),
+    feature_distance: ("feature_distance", "feature_distance_gradient"),
     blurs: ("blur_downsample", "blur_downsample_gradient", "blur_upsample", "blur_upsample_gradient"),
     padding: ("reflection_pad", "reflection_pad_gradient"),
 }

@@ -6,6 +6,7 @@ import). float64, which on a GPU is for checking, and empty tensors are handed t
 """
 
 from fastsketch.triton.attention import attention_statistics_backward, attention_statistics_forward
+from fastsketch.triton.features import feature_distance, feature_distance_gradient
 from fastsketch.triton.gather import (
     gather_layers,
     gather_patches_backward,
@@ -33,6 +34,8 @@ __all__ = [
     "blur_downsample_gradient",
     "blur_upsample",
     "blur_upsample_gradient",
+    "feature_distance",
+    "feature_distance_gradient",
     "gather_layers",
     "gather_patches_backward",
     "gather_patches_forward",

@@ -214,6 +214,14 @@ def norm_tiles(channels: int, channels_last: bool) -> Tiles:
     return (Tile(rows=4096 // out, columns=1, depth=1, out=out, warps=8, stages=1),)
 
 
+def feature_tiles(channels: int, channels_last: bool) -> Tiles:
+    """Of feature_distance: `rows` positions by `out` channels at a time, of both sides."""
+    if not channels_last:
+        return (Tile(rows=128, columns=1, depth=1, out=8, warps=4, stages=1),)
+    out = 16 if channels <= 16 else 64
+    return (Tile(rows=1024 // out, columns=1, depth=1, out=out, warps=4, stages=1),)
+
+
 def placement_tiles() -> Tiles:
     """Of place_positions: `rows` positions."""
     return (Tile(rows=128, columns=1, depth=1, out=1, warps=4, stages=1),)

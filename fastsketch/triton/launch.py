@@ -38,6 +38,26 @@ def rows(x: Tensor) -> Tensor:
     return copy
 
 
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def dense(x: Tensor, channels_last: bool) -> Tensor:
+    """x as it is where its positions lie evenly, which a flat position asks for; else a copy in this layout."""
+    if x.is_contiguous() or _is_channels_last(x):
+        return x
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def flat_strides(x: Tensor) -> tuple[int, int, int]:
+    """Of [B, C, N] of a dense [B, C, H, W]."""
+    if _is_channels_last(x):
+        channels = x.shape[1]
+        return x.shape[2:].numel() * channels, 1, channels
+    positions = x.shape[2:].numel()
+    return x.shape[1] * positions, positions, 1
+
+
 def run(
     kernel: Any,
     tiles: configs.Tiles,

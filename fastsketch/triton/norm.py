@@ -229,26 +229,6 @@ def gradient_kernel(
         )
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def _dense(x: Tensor, channels_last: bool) -> Tensor:
-    """x as it is where its positions lie evenly, which a flat position asks for; else a copy in this layout."""
-    if x.is_contiguous() or _is_channels_last(x):
-        return x
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-
-
-def _flat_strides(x: Tensor) -> tuple[int, int, int]:
-    """Of [B, C, N] of a dense [B, C, H, W]."""
-    if _is_channels_last(x):
-        channels = x.shape[1]
-        return x.shape[2:].numel() * channels, 1, channels
-    positions = x.shape[2:].numel()
-    return x.shape[1] * positions, positions, 1
-
-
 class Plan(NamedTuple):
     """How a launch over maps is divided."""
 
@@ -282,8 +262,8 @@ def instance_norm(
     """See `fastsketch.reference.norm`."""
     if not launch.takes(x):
         return reference.instance_norm(x, slope, eps)
-    x = _dense(x, channels_last=False)
-    (batch, channels), positions, strides = x.shape[:2], x.shape[2:].numel(), _flat_strides(x)
+    x = launch.dense(x, channels_last=False)
+    (batch, channels), positions, strides = x.shape[:2], x.shape[2:].numel(), launch.flat_strides(x)
     how = plan(batch, channels, positions, strides[1] == 1)
     sums = x.new_empty(batch, 2, how.shares, channels, dtype=torch.float32)
     mean, scale = x.new_empty(2, batch, channels, dtype=torch.float32)
@@ -304,13 +284,13 @@ def instance_norm_gradient(
     """See `fastsketch.reference.norm`."""
     if not launch.takes(x):
         return reference.instance_norm_gradient(grad_output, x, mean, scale, slope)
-    x = _dense(x, channels_last=False)
-    (batch, channels), positions, strides = x.shape[:2], x.shape[2:].numel(), _flat_strides(x)
+    x = launch.dense(x, channels_last=False)
+    (batch, channels), positions, strides = x.shape[:2], x.shape[2:].numel(), launch.flat_strides(x)
     how = plan(batch, channels, positions, strides[1] == 1)
-    grad = _dense(grad_output, strides[1] == 1)
+    grad = launch.dense(grad_output, strides[1] == 1)
     sums = x.new_empty(batch, 2, how.shares, channels, dtype=torch.float32)
     out = torch.empty_like(x)
-    sizes = positions, channels, *_flat_strides(grad), *strides, how.shares, how.share
+    sizes = positions, channels, *launch.flat_strides(grad), *strides, how.shares, how.share
     _run(products_kernel, how, grad, x, sums, mean, scale, *sizes, slope, adds_shares=False)
     _run(gradient_kernel, how, grad, x, out, sums, mean, scale, *sizes, slope, adds_shares=True)
     return out

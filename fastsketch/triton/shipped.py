@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastsketch.triton import attention, configs, gather, norm, patch_nce, placement, stencils
+from fastsketch.triton import attention, configs, features, gather, norm, patch_nce, placement, stencils
 from fastsketch.triton.resources import Launch, Usage, recorded, usage
 
 CHIPS = (80, 90, 100, 120)
@@ -109,7 +109,7 @@ def _gather(dtype: torch.dtype) -> None:
 
 def _maps(dtype: torch.dtype) -> None:
     """Maps of many channels and of few, in both layouts; gradients of norms from the other one too; the stencil of most
-    taps.
+    taps; distances of features.
     """
     contiguous, last = (_meta(2, 256, 64, 64, dtype=dtype).to(memory_format=f) for f in _LAYOUTS)
     few = _meta(2, 16, 64, 64, dtype=dtype).to(memory_format=torch.channels_last)
@@ -120,6 +120,8 @@ def _maps(dtype: torch.dtype) -> None:
         other = maps.to(memory_format=torch.contiguous_format if maps is not contiguous else torch.channels_last)
         norm.instance_norm_gradient(other, maps, per_map, per_map, 0.0)
         stencils.blur_upsample_gradient(maps)
+        features.feature_distance(maps, maps, 1e-3)
+        features.feature_distance_gradient(_meta(2), maps, maps, 1e-3)
 
 
 COLUMNS = (

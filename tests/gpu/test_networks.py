@@ -18,7 +18,9 @@ pytestmark = [
 CUDA = torch.device("cuda", 0)
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n.startswith(("instance_norm", "blurs", "padding"))])
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if n.startswith(("instance_norm", "feature_distance", "blurs", "padding"))]
+)
 def test_kernel(name):
     from fastsketch import triton
 

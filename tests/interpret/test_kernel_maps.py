@@ -1,4 +1,4 @@
-"""Norms, blurs and padding in Triton's interpreter: against formulas, and in whole networks."""
+"""Norms, distances of features, blurs and padding in Triton's interpreter: against formulas, and in whole networks."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from fastsketch import triton as kernels
 from fastsketch.nn import PatchDiscriminator, ResnetGenerator, blur, instance_norm, padding
 from fastsketch.nn.own_kernels import use_own_kernels
-from fastsketch.reference import norm, stencils
+from fastsketch.reference import features, norm, stencils
 from fastsketch.triton.norm import MOST_SHARES
 
 pytestmark = pytest.mark.interpret
@@ -66,6 +66,33 @@ def test_odd_strides_empty_and_float64():
     x = x.double()
     assert torch.equal(kernels.instance_norm(x, 0.2, 1e-5)[0], norm.instance_norm(x, 0.2, 1e-5)[0])
     assert torch.equal(kernels.reflection_pad(x, 2), stencils.apply("reflect 2", x))
+    assert torch.equal(kernels.feature_distance(x, -x, 1e-3), features.feature_distance(x, -x, 1e-3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("shape", [(2, 3, 1, 7), (1, 70, 12, 13), (3, 10, 20, 33)], ids=str)
+def test_feature_distance(shape, layout, dtype):
+    one = randn(*shape, dtype=dtype, layout=layout).relu()
+    one[0, :, 0, 3] = 0
+    grad = randn(shape[0], seed=2)
+    for two in (
+        randn(*shape, seed=1, dtype=dtype),
+        randn(*shape, seed=1, dtype=dtype, layout=torch.channels_last),
+        randn(*shape[:3], 2 * shape[3], seed=1, dtype=dtype)[..., ::2],
+    ):
+        wide = one.double(), two.double()
+        loss = kernels.feature_distance(one, two, 1e-3)
+        torch.testing.assert_close(loss.double(), features.feature_distance(*wide, 1e-3), rtol=1e-6, atol=0)
+        got = kernels.feature_distance_gradient(grad, one, two, 1e-3)
+        want = features.feature_distance_gradient(grad.double(), *wide, 1e-3)
+        assert got.dtype == dtype and got.stride() == one.stride()
+        empty = one[:, :1].new_zeros((shape[0], 1, *shape[2:])).bool()
+        empty[0, :, 0, 3] = True  # where the gradient is a thousand times the others'
+        for part in (empty.expand(shape), ~empty.expand(shape)):
+            error, size = (got.double() - want)[part].abs(), want[part].abs()
+            assert (error <= torch.finfo(dtype).eps * size + 1e-6 * size.max()).all()
+    assert not kernels.feature_distance(one, one, 1e-3).any()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastsketch import _backend, reference
-from fastsketch.reference import norm, stencils
+from fastsketch.reference import features, norm, stencils
 from fastsketch.trial.cases import CASES
 from fastsketch.trial.verdict import kernels_of
 
@@ -27,6 +27,10 @@ def wrong_cases(module, names=()) -> dict[str, str]:
 NETWORKS = {
     "instance_norm": lambda x, *args: first_like(x, *norm.instance_norm(x.double(), *args)),
     "instance_norm_gradient": lambda grad, x, *args: norm.instance_norm_gradient(grad.double(), x.double(), *args),
+    "feature_distance": lambda one, two, epsilon: features.feature_distance(one.double(), two.double(), epsilon),
+    "feature_distance_gradient": lambda grad, one, two, epsilon: features.feature_distance_gradient(
+        grad.double(), one.double(), two.double(), epsilon
+    ),
     "reflection_pad": lambda x, border: stencils.apply(f"reflect {border}", x),
     "reflection_pad_gradient": lambda x, border: stencils.gradient(
         f"reflect {border}", x, *(size - 2 * border for size in x.shape[2:])

@@ -329,7 +329,7 @@ def test_each_kind_of_gpu_has_a_verdict_of_its_own(toy_gpu, monkeypatch):
 
 
 def test_only_cases_of_kernels_that_are_there():
-    of_networks = ("instance_norm", "blurs", "padding")
+    of_networks = ("instance_norm", "feature_distance", "blurs", "padding")
     operators = tuple(name for name in CASES if not name.startswith(of_networks))
     assert verdict.kernels_of("fastsketch.reference").cases == operators
     assert set(verdict.kernels_of("fastsketch.cpp").cases) == {n for n in CASES if not n.startswith("padding")}
