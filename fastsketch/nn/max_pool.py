@@ -1,7 +1,7 @@
 """Maps halved by the largest of each 2×2 square: a kernel, where there is one, else the framework's.
 
-The kernel (`csrc/cpu/max_pool.h`) runs along rows, where the framework's wants channels last, and finds the largest
-again on the way back, where the framework keeps its place.
+The kernel (`csrc/cpu/max_pool.h`) runs along rows, where the framework's wants channels last (and is used with them),
+and finds the largest again on the way back, where the framework keeps its place.
 """
 
 import torch
@@ -34,6 +34,7 @@ class HalvingMaxPool(nn.MaxPool2d):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W], sides at least 2, to [B, C, ⌊H/2⌋, ⌊W/2⌋]."""
         plain = self.own_kernel and nothing_looks_on(x) and x.dim() == 4 and x.is_floating_point()
+        plain = plain and x.is_contiguous()  # the framework's is fast with channels last
         if plain and min(x.shape[2:]) >= 2 and kernel("max_pool", x.device) is not None:
             return _MaxPool.apply(x)
         return super().forward(x)
