@@ -1,21 +1,25 @@
 """The measured cases of what networks compute, forward and backward: convolutions, blurs, norms, attention,
-pools and distances of features.
+pools, distances of features, the perceptual loss.
 """
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import vgg16
 
 from fastsketch.bench.case import OURS, Case, Contender, Recipe, random
 from fastsketch.nn.attend import attend
 from fastsketch.nn.blur import BlurDownsample, BlurUpsample
-from fastsketch.nn.convolution import convolve
+from fastsketch.nn.convolution import as_winograd, convolve, use_winograd
 from fastsketch.nn.feature_distance import normalized_distance
 from fastsketch.nn.instance_norm import InstanceNorm
+from fastsketch.nn.losses import PerceptualLoss
 from fastsketch.nn.max_pool import HalvingMaxPool
 from fastsketch.nn.own_kernels import use_own_kernels
 
@@ -159,6 +163,34 @@ def max_pool(channels: int, side: int, device: torch.device) -> Case:
     return _against_framework(make, layer, nn.MaxPool2d(2))
 
 
+def perceptual(side: int, device: torch.device) -> Case:
+    """The perceptual loss of a drawing and its sketch, and its gradient to the drawing; B = 1, random weights.
+
+    Args:
+        side: of the square pictures.
+        device: where.
+    """
+    features = vgg16(weights=None).features
+    plain, loss = PerceptualLoss(copy.deepcopy(features)).to(device), PerceptualLoss(as_winograd(features)).to(device)
+    use_own_kernels(plain, False)
+    use_winograd(loss)
+    sketch = random(1, 1, side, side, device=device).tanh()
+
+    def make() -> SimpleNamespace:
+        drawing = random(1, 1, side, side, device=device).tanh().requires_grad_()
+        return SimpleNamespace(given=[drawing], arriving=torch.ones((), device=device))
+
+    def check(inputs: Any) -> None:
+        value, other = (one(*inputs.given, sketch) for one in (loss, plain))
+        torch.testing.assert_close(value, other, rtol=1e-5, atol=0)
+        one, exact = (torch.autograd.grad(x, inputs.given)[0] for x in (value, other))
+        # Rounding decides what a pool or a ReLU lets through: 0.002 from float64's was seen.
+        assert (one - exact).norm() <= 0.01 * exact.norm()
+
+    case = _against_framework(make, lambda x: loss(x, sketch), lambda x: plain(x, sketch))
+    return replace(case, check=check)
+
+
 CONVOLUTIONS = (
     (3, 256, 256, 64, 2),
     (3, 256, 256, 32, 2),
@@ -189,6 +221,7 @@ CPU_CASES |= {
     for name, case in (("feature distance", distance), ("max pool", max_pool))
     for c, side in ((64, 256), (256, 64))
 }
+CPU_CASES["perceptual loss 256²"] = Recipe(perceptual, {"side": 256}, {"side": 32})
 """By name; for a CPU only."""
 
 CASES: dict[str, Recipe] = {

@@ -13,6 +13,7 @@ NORMALISATION, RESAMPLING = "normalisation", "padding and resampling"
 TRITON_KERNELS = {
     **dict.fromkeys(("forward_kernel", "backward_kernel", "inverse_norms_kernel"), OPERATORS),
     **dict.fromkeys(("gather_kernel", "add_kernel", "place_kernel", "rows_kernel", "columns_kernel"), OPERATORS),
+    **dict.fromkeys(("distance_kernel", "distance_gradient_kernel"), OPERATORS),
     **dict.fromkeys(("moments_kernel", "normalise_kernel", "products_kernel", "gradient_kernel"), NORMALISATION),
     "stencil_kernel": RESAMPLING,
 }

@@ -6,7 +6,9 @@ multiplications a channel pair, takes 36. Tiles of 6×6 inputs and the kernels a
 convolution is a product at each of 36 points. What is a sum over channels becomes 36 matrix products, forward as well
 as in both gradients. The kernels are in `csrc/cpu/winograd.h`; nothing of the transformed space is kept between the
 passes. Rounding is larger than the framework's in float32: at 256 channels 3e-6 of the root mean square of a result,
-against 0.9e-6 of the framework's output and 0.2e-6 of its gradient to the input.
+against 0.9e-6 of the framework's output and 0.2e-6 of its gradient to the input. It also differs from place to place:
+where a picture is the same over and over, values that are equal by the framework's convolution differ in the last bits,
+and a max pool behind it sends its gradient to another of them.
 
 Those of 7×7 (`csrc/cpu/direct.h`) follow the definition, along rows, where the framework's vectors run over channels.
 """

@@ -80,7 +80,7 @@ def distance_kernel(
 
 
 @triton.jit
-def gradient_kernel(
+def distance_gradient_kernel(
     features,  # [B, C, N]
     target,  # [B, C, N]
     grad,  # [B]
@@ -170,5 +170,5 @@ def feature_distance_gradient(
     features, target, tiles, programs, sizes = _prepared(features, target)
     out = torch.empty_like(features)
     arguments = features, target, grad_loss.contiguous(), out, *sizes, epsilon
-    launch.run(gradient_kernel, tiles, lambda tile: programs, arguments, {})
+    launch.run(distance_gradient_kernel, tiles, lambda tile: programs, arguments, {})
     return out
