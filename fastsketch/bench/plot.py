@@ -92,7 +92,8 @@ def _curve(axes, sweep: Sweep, rows: list[Row], of: Callable[[Row], float | None
     axes.set_ylabel(label, fontsize=8)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, frameon=False)
+    if axes.lines:  # nothing may have been measured
+        axes.legend(fontsize=7, frameon=False)
 
 
 def plot_scaling(rows: list[Row], folder: Path) -> list[Path]:
