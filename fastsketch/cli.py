@@ -57,13 +57,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             code = command(arguments[1:])
         finally:
-            sys.stdout.flush()
+            print(end="", flush=True)
     except FastsketchError as error:
         print(f"fastsketch: error: {error}", file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # `fastsketch train --help | head`; what is still to be written at exit goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
         code = 141
     raise SystemExit(code)
+
+
+def _reader_has_gone() -> bool:
+    """Whether whoever read the output has, as in `fastsketch train --help | head`. What is left to write is dropped."""
+    try:
+        print(flush=True)  # something: nothing would be written, and nothing found out
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

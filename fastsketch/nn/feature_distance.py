@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from fastsketch.nn.own_kernels import kernel
 from fastsketch.ops.eager import nothing_looks_on
+from fastsketch.reference.features import feature_distance
 
 EPSILON = 1e-3
 """Added to a feature's length, some ten: little beside it, and it bounds the gradient of one that is nearly 0."""
@@ -54,6 +55,4 @@ def normalized_distance(features: Tensor, target: Tensor, own_kernel: bool = Tru
     plain = own_kernel and nothing_looks_on(features, target) and not target.requires_grad and features.numel() > 0
     if plain and kernel("feature_distance", features.device) is not None:
         return _Distance.apply(features, target)
-    wide = (x if x.dtype == torch.float64 else x.float() for x in (features, target))
-    one, other = (x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + EPSILON) for x in wide)
-    return (one - other).square().sum(1).mean((1, 2))
+    return feature_distance(features, target, EPSILON)

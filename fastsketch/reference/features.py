@@ -1,6 +1,6 @@
 """Distance of normalised features, and its gradient, in plain PyTorch: what kernels are held against.
 
-Not one of the operators' kernels: `fastsketch.nn.feature_distance` goes to the framework where it has no kernel.
+Not among the operators' kernels: `fastsketch.nn.feature_distance` calls it where there is no kernel.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 def _unit(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """x over (length + ε), in the dtype of sums, and the length, [B, 1, H, W]."""
     x = x if x.dtype == torch.float64 else x.float()
-    length = x.square().sum(1, keepdim=True).sqrt()
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # whose gradient is 0 where x is
     return x / (length + epsilon), length
 
 

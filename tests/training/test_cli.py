@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fastsketch import __version__
-from fastsketch.cli import main
+from fastsketch.cli import COMMANDS, main
 from fastsketch.training.checkpoint import load_generator, save_generator
 from fastsketch.training.images import size_within
 from fastsketch.training.run_files import load_settings, trained_size
@@ -267,6 +267,15 @@ def test_a_reader_that_has_gone_is_no_traceback(arguments):
         command = [sys.executable, "-m", "fastsketch", *arguments]
         result = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, text=True, timeout=120)
     assert (result.returncode, result.stderr) == (141, "")
+
+
+def test_another_broken_pipe_is_not_taken_for_it(monkeypatch):
+    def broken(arguments):
+        raise BrokenPipeError("a worker has gone")
+
+    monkeypatch.setitem(COMMANDS, "info", broken)
+    with pytest.raises(BrokenPipeError, match="a worker has gone"):
+        main(["info"])
 
 
 def test_info(capsys):
