@@ -1,6 +1,7 @@
 """What a row of results says of the machine and the code."""
 
 import datetime
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -30,6 +31,12 @@ def _commit() -> str:
         return ""
 
 
+def allocator() -> str:
+    """What stands in for the C library's allocator by LD_PRELOAD: jemalloc, say, as its file is called; or nothing."""
+    names = [Path(word).name for word in os.environ.get("LD_PRELOAD", "").replace(":", " ").split()]
+    return next((name.split(".")[0].removeprefix("lib") for name in names if "malloc" in name), "")
+
+
 def _kernels(device: str) -> str:
     if device == "cuda":
         from fastsketch import _backend
@@ -39,7 +46,7 @@ def _kernels(device: str) -> str:
         from fastsketch import cpp
     except (ImportError, OSError):
         return "reference"
-    return f"cpp {cpp.facts()['in use']}, {cpp.facts()['compiler']}"
+    return ", ".join(filter(None, (f"cpp {cpp.facts()['in use']}", cpp.facts()["compiler"], allocator())))
 
 
 def facts(device: str = "cpu") -> dict[str, str]:
@@ -57,6 +64,7 @@ def facts(device: str = "cpu") -> dict[str, str]:
 
 
 def file_stem(device: str, about: dict[str, str]) -> str:
-    """A file name for this kind of machine."""
-    plain = "".join(c if c.isalnum() else "-" for c in about["device"].lower())
+    """A file name for this kind of machine, and for the allocator, which times on a CPU depend on."""
+    kind = about["device"] if device == "cuda" else f"{about['device']} {allocator()}"
+    plain = "".join(c if c.isalnum() else "-" for c in kind.lower())
     return "-".join(["cuda" if device == "cuda" else "cpu", *(part for part in plain.split("-") if part)])

@@ -19,6 +19,7 @@ import torch
 from torch.autograd.profiler_legacy import profile as legacy_profile
 
 from fastsketch.bench.case import Case, Contender, Recipe
+from fastsketch.bench.machine import allocator
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MMAP_THRESHOLD, OPTION = 64 * 1024, -3
@@ -76,7 +77,7 @@ def peak(recipe: Recipe, name: str, *, threads: int, device: str = "cpu", timeou
     if device == "cuda":
         case = recipe.case(device)
         return _peak_cuda(case, name)
-    if sys.platform != "linux":
+    if sys.platform != "linux" or allocator():  # another one keeps pages, glibc is told not to
         return None
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fastsketch.bench.cases", "fastsketch.bench.step"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastsketch
-from fastsketch.bench import command, memory, operators, plot, profile, record, scaling, step
+from fastsketch.bench import command, machine, memory, operators, plot, profile, record, scaling, step
 from fastsketch.bench.case import OURS, Case, Contender, Recipe, random, size_of
 from fastsketch.bench.cases import CASES
 from fastsketch.bench.threads import start_bound
@@ -214,6 +214,17 @@ def test_threads_are_bound_by_starting_again(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["fastsketch", "bench", *words])
         start_bound(["bench"], words)
     assert not started
+
+
+def test_rows_name_the_allocator_and_have_a_file_of_their_own(monkeypatch):
+    about = {"device": "A processor"}
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    assert machine.allocator() == "" and machine.file_stem("cpu", about) == "cpu-a-processor"
+    monkeypatch.setenv("LD_PRELOAD", "/lib/libother.so /usr/lib/libtcmalloc_minimal.so.4")
+    assert machine.allocator() == "tcmalloc_minimal"
+    assert machine.facts()["kernels"].endswith(", tcmalloc_minimal") or machine.facts()["kernels"] == "reference"
+    assert machine.file_stem("cpu", about) == "cpu-a-processor-tcmalloc-minimal"
+    assert machine.file_stem("cuda", about) == "cuda-a-processor"
 
 
 def test_our_triton_kernels_are_known_by_name():
