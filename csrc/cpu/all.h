@@ -7,6 +7,7 @@ namespace {
 constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 
 #include "scratch.h"
+#include "elements.h"
 #include "vec.h"
 #include "gemm.h"
 #include "rows.h"

@@ -114,8 +114,9 @@ void blur_up_gradient(const E* grad, int64_t height, int64_t width, const BlurRo
   }
 }
 
-template <typename T, typename E>
+template <typename E>
 void blur_maps(const Blur& s, const void* from, void* to) {
+  using T = Compute<E>;
   const bool down = s.kind == Blur::down || s.kind == Blur::down_gradient;
   const int64_t full = s.height * s.width;
   const int64_t other = down ? (s.height + 1) / 2 * ((s.width + 1) / 2) : 4 * full;
@@ -133,14 +134,5 @@ void blur_maps(const Blur& s, const void* from, void* to) {
 }
 
 inline void blur(const Blur& s, const void* from, void* to) {
-  switch (s.dtype) {
-    case Dtype::f32:
-      return blur_maps<float, float>(s, from, to);
-    case Dtype::f64:
-      return blur_maps<double, double>(s, from, to);
-    case Dtype::bf16:
-      return blur_maps<float, BFloat16>(s, from, to);
-    case Dtype::f16:
-      return blur_maps<float, Half>(s, from, to);
-  }
+  with_elements(s.dtype, [&](auto element) { blur_maps<decltype(element)>(s, from, to); });
 }

@@ -103,8 +103,9 @@ void gather_block(
 }
 
 // A run of equal positions is added up in Sum before it is rounded once.
-template <typename T, typename Sum>
+template <typename T>
 void scatter_values(const Features& f, const Patches& p) {
+  using Sum = Compute<T>;
   Scratch<Place> sorted(places_of(&f, &p, 1));
   const auto block = [&](int64_t image, int64_t first, int64_t last, const Place* places) {
     T* to = static_cast<T*>(f.data) + image * f.image_stride;
@@ -163,14 +164,5 @@ inline void gather(const Features* f, const Patches* p, int64_t layers) {
 }
 
 inline void scatter(const Features& f, const Patches& p) {
-  switch (f.dtype) {
-    case Dtype::f32:
-      return scatter_values<float, float>(f, p);
-    case Dtype::f64:
-      return scatter_values<double, double>(f, p);
-    case Dtype::bf16:
-      return scatter_values<BFloat16, float>(f, p);
-    case Dtype::f16:
-      return scatter_values<Half, float>(f, p);
-  }
+  with_elements(f.dtype, [&](auto element) { scatter_values<decltype(element)>(f, p); });
 }

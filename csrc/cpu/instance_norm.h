@@ -84,8 +84,9 @@ void normalize_map_gradient(const E* grad, const E* x, int64_t count, T slope, T
   }
 }
 
-template <typename T, typename E>
+template <typename E>
 void instance_norm_of(const InstanceNorm& s) {
+  using T = Compute<E>;
   const int64_t least = 65536 / std::max<int64_t>(s.size, 1) + 1;
   parallel_for(0, s.maps, least, [&](int64_t begin, int64_t end) {
     const E *x = static_cast<const E*>(s.x), *grad = static_cast<const E*>(s.grad);
@@ -101,14 +102,5 @@ void instance_norm_of(const InstanceNorm& s) {
 }
 
 inline void instance_norm(const InstanceNorm& s) {
-  switch (s.dtype) {
-    case Dtype::f32:
-      return instance_norm_of<float, float>(s);
-    case Dtype::f64:
-      return instance_norm_of<double, double>(s);
-    case Dtype::bf16:
-      return instance_norm_of<float, BFloat16>(s);
-    case Dtype::f16:
-      return instance_norm_of<float, Half>(s);
-  }
+  with_elements(s.dtype, [&](auto element) { instance_norm_of<decltype(element)>(s); });
 }

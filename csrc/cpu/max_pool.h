@@ -68,8 +68,9 @@ void max_pool_map_gradient(const E* grad, const E* map, int64_t height, int64_t 
   if (height % 2) std::fill_n(to + (height - 1) * width, width, E(0));
 }
 
-template <typename T, typename E>
+template <typename E>
 void max_pool_of(const MaxPool& s) {
+  using T = Compute<E>;
   const int64_t full = s.height * s.width, half = (s.height / 2) * (s.width / 2);
   parallel_for(0, s.maps, 65536 / full + 1, [&](int64_t begin, int64_t end) {
     const E *x = static_cast<const E*>(s.x), *grad = static_cast<const E*>(s.grad);
@@ -84,14 +85,5 @@ void max_pool_of(const MaxPool& s) {
 }
 
 inline void max_pool(const MaxPool& s) {
-  switch (s.dtype) {
-    case Dtype::f32:
-      return max_pool_of<float, float>(s);
-    case Dtype::f64:
-      return max_pool_of<double, double>(s);
-    case Dtype::bf16:
-      return max_pool_of<float, BFloat16>(s);
-    case Dtype::f16:
-      return max_pool_of<float, Half>(s);
-  }
+  with_elements(s.dtype, [&](auto element) { max_pool_of<decltype(element)>(s); });
 }

@@ -15,16 +15,9 @@ template <typename T>
 void load_row(const View& view, int64_t image, int64_t row, int64_t width, T* to) {
   const int64_t offset = image * view.stride[0] + row * view.stride[1];
   const int64_t stride = view.stride[2];
-  switch (view.dtype) {
-    case Dtype::f32:
-      return convert_row<T>(static_cast<const float*>(view.data) + offset, stride, width, to);
-    case Dtype::f64:
-      return convert_row<T>(static_cast<const double*>(view.data) + offset, stride, width, to);
-    case Dtype::bf16:
-      return convert_row<T>(static_cast<const BFloat16*>(view.data) + offset, stride, width, to);
-    case Dtype::f16:
-      return convert_row<T>(static_cast<const Half*>(view.data) + offset, stride, width, to);
-  }
+  with_elements(view.dtype, [&](auto element) {
+    convert_row<T>(static_cast<const decltype(element)*>(view.data) + offset, stride, width, to);
+  });
 }
 
 // The same row where it lies, if its values stand there as they are wanted; else a copy of it in `room`.
