@@ -83,14 +83,14 @@ def main(arguments: Sequence[str]) -> int:
     if options.grey_photos:
         result = grey_photo_yardstick(pairs, **settings)
     else:
-        result = evaluate([_drawing_of(pair, options.generated) for pair in pairs], **settings)
+        result = evaluate([drawing_of(pair, options.generated) for pair in pairs], **settings)
     result.save(out)
     print(result.table())
     print(f"saved in {out}: metrics.csv, summary.csv, metrics.json")
     return 0
 
 
-def _drawing_of(pair, folder: Path):
+def drawing_of(pair, folder: Path):
     """The drawing of a pair's photo, as something to evaluate."""
     from fastsketch.metrics import Item
 

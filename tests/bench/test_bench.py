@@ -7,10 +7,13 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fastsketch
+from benchmarks import shortfall
 from fastsketch.bench import command, machine, memory, operators, plot, profile, record, scaling, step
 from fastsketch.bench.case import OURS, Case, Contender, Recipe, random, size_of
 from fastsketch.bench.cases import CASES
@@ -225,6 +228,19 @@ def test_rows_name_the_allocator_and_have_a_file_of_their_own(monkeypatch):
     assert machine.facts()["kernels"].endswith(", tcmalloc_minimal") or machine.facts()["kernels"] == "reference"
     assert machine.file_stem("cpu", about) == "cpu-a-processor-tcmalloc-minimal"
     assert machine.file_stem("cuda", about) == "cuda-a-processor"
+
+
+def test_parts_of_a_picture_that_the_artist_draws():
+    """Each pixel is in one part, all parts are there, and the sketch in every part is the sketch."""
+    number = shortfall.part_of(64, 48)
+    assert np.bincount(number.ravel(), minlength=4).min() > 0 and number.max() == 3
+    assert (number[[0, 0, -1, 32, 32], [0, 24, -1, 10, 24]] == [0, 0, 0, 2, 3]).all() and number[5, 5] == 1
+    drawing, sketch = Image.new("L", (48, 64), 200), Image.new("L", (48, 64), 20)
+    assert np.array_equal(np.asarray(shortfall.truth_in(3)(drawing, sketch)) == 20, number == 3)
+    for part in range(4):
+        drawing = shortfall.truth_in(part)(drawing, sketch)
+    assert (np.asarray(drawing) == 20).all()
+    assert shortfall.inked(2)(Image.new("L", (1, 1), 200), sketch).getpixel((0, 0)) == 145
 
 
 def test_our_triton_kernels_are_known_by_name():
