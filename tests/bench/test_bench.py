@@ -225,6 +225,7 @@ def test_rows_name_the_allocator_and_have_a_file_of_their_own(monkeypatch):
     assert machine.allocator() == "" and machine.file_stem("cpu", about) == "cpu-a-processor"
     monkeypatch.setenv("LD_PRELOAD", "/lib/libother.so /usr/lib/libtcmalloc_minimal.so.4")
     assert machine.allocator() == "tcmalloc_minimal"
+    assert memory.peak(next(iter(CASES.values())), OURS, threads=1) is None  # what it keeps would be counted
     assert machine.facts()["kernels"].endswith(", tcmalloc_minimal") or machine.facts()["kernels"] == "reference"
     assert machine.file_stem("cpu", about) == "cpu-a-processor-tcmalloc-minimal"
     assert machine.file_stem("cuda", about) == "cuda-a-processor"
