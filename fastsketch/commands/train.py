@@ -36,6 +36,8 @@ def main(arguments: Sequence[str]) -> int:
         f"{config.preset} on {count} pictures, {_plural(config.total_epochs, 'epoch')}, {trainer.device}{processes} "
         f"({trainer.speed}); run in {config.out}"
     )
+    if trainer.begun_with:
+        say(f"begun with the networks of {config.init_from}: {', '.join(trainer.begun_with)}")
     if trainer.step and trainer.epoch < config.total_epochs:
         say(f"going on after step {trainer.step}, in epoch {trainer.epoch + 1}")
     ended = trainer.run()

@@ -65,6 +65,9 @@ class TrainConfig:
     `TrainConfig(..., preset="cut", **PRESETS["cut"])`."""
     resume: bool = False
     """Go on with the run in `out`, bit for bit on CPU."""
+    init_from: Path | None = None
+    """Begin with the networks of this run (of one on other pictures, or at a smaller image_size), or with the generator
+    of a generator.safetensors. None: random weights."""
 
     image_size: int = 256
     """Side of the square canvas that a photo is padded to (larger photos are scaled down), in pixels."""
@@ -175,6 +178,8 @@ class TrainConfig:
     """Rows of the picture grid after each epoch; 0: none."""
 
     def __post_init__(self) -> None:
+        if self.init_from is not None:  # as it is saved: found from another folder too
+            self.init_from = Path(self.init_from).absolute()
         for field in fields(self):
             if get_origin(field.type) is Literal:
                 value, choices = getattr(self, field.name), get_args(field.type)
@@ -241,8 +246,9 @@ class TrainConfig:
             values["out"] = Path(values["out"])
             values.setdefault("perceptual_distance", "l1")  # runs of before there was a choice
             values["betas"] = tuple(values.get("betas", (0.5, 0.999)))
-            if values.get("weights_dir") is not None:
-                values["weights_dir"] = Path(values["weights_dir"])
+            for name in ("weights_dir", "init_from"):
+                if values.get(name) is not None:
+                    values[name] = Path(values[name])
             return cls(**values)
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise FastsketchError(f"{source}: not the settings of a run ({error})") from error

@@ -21,6 +21,7 @@ from fastsketch.training.files import remove_torn
 from fastsketch.training.graph import GraphedStep
 from fastsketch.training.history import LossHistory
 from fastsketch.training.images import read_photo
+from fastsketch.training.initial import load_networks
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair, find_pairs, find_sketches
 from fastsketch.training.pictures import save_loss_curve, save_picture_grid
@@ -94,10 +95,13 @@ class Trainer:
         self.stopping = False  # what all processes agreed on; a signal may reach them at different moments
         self._unchecked: list[tuple[int, dict[str, Tensor], Tensor, Tensor]] = []
         # A run that was killed before its first checkpoint begins again.
+        self.begun_with: list[str] = []
         if config.resume and self.paths.checkpoint.exists():
             self.step, self.epoch, self.seen = load_run(
                 self.paths.checkpoint, self.translator, self.update, self.dataset.fingerprint
             )
+        elif config.init_from is not None:
+            self.begun_with = load_networks(config.init_from, self.translator)
         self.history = LossHistory(self.paths.losses, last_step=self.step)
         self.world.wait()  # all have looked for an earlier run before one of them writes
         if self.world.writes:
