@@ -8,9 +8,9 @@ needed, and again on the way back [L: Dao et al., FlashAttention, NeurIPS 2022].
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastsketch.nn.own_kernels import kernel
+from fastsketch.ops import formula
 from fastsketch.ops.eager import nothing_looks_on
 
 QUERY_CHUNK = 1024
@@ -20,20 +20,24 @@ QUERY_CHUNK = 1024
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         ctx.scale = query.shape[1] ** -0.5
         output, lse = kernel("attend_forward", query.device)(query, key, value, ctx.scale)
         ctx.save_for_backward(output, lse, query, key, value)
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
+        if torch.is_grad_enabled():
+            return tuple(formula.gradients(_plain, ctx.saved_tensors[2:], ctx.needs_input_grad, grad))
         return kernel("attend_backward", grad.device)(grad, *ctx.saved_tensors, ctx.scale)
 
 
+def _plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # stores the matrix; differentiable again
+    return value @ (query.mT @ key * query.shape[1] ** -0.5).softmax(-1).mT
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, own_kernel: bool = True) -> Tensor:
-    """`scaled_dot_product_attention` with channels first: value · softmax(queryᵀ key / √d)ᵀ. Differentiable once.
+    """`scaled_dot_product_attention` with channels first: value · softmax(queryᵀ key / √d)ᵀ.
 
     On a CPU it is computed in float32 where the inputs are of half precision.
 
@@ -61,7 +65,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, own_kernel: bool = True) -
     plain = own_kernel and nothing_looks_on(query, key, value) and key.numel() > 0
     if plain and kernel("attend_forward", query.device) is not None:
         wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-        return _Attend.apply(*(x.to(wide) for x in (query, key, value))).to(query.dtype)
+        return _Attend.apply(*(x.to(wide).contiguous() for x in (query, key, value))).to(query.dtype)
     # One head, and the width contiguous (as it is in channels-last features): GPUs have fused kernels for nothing else.
     query, key, value = (x.mT.contiguous()[:, None] for x in (query, key, value))
     chunks = [query] if torch.is_grad_enabled() else query.split(QUERY_CHUNK, dim=2)

@@ -10,33 +10,46 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fastsketch.nn.own_kernels import kernel
+from fastsketch.ops import formula
 from fastsketch.ops.eager import nothing_looks_on
 
 
 class _Downsample(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        ctx.size = x.shape[2:]
+    def forward(ctx, x: Tensor, filt: Tensor) -> Tensor:
+        ctx.shape, ctx.filt = x.shape, filt
         return kernel("blur_downsample", x.device)(x)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return kernel("blur_downsample_gradient", grad.device)(grad, *ctx.size)
+    def backward(ctx, grad: Tensor):
+        if torch.is_grad_enabled():
+            return formula.transposed(lambda x: _downsample(x, ctx.filt.to(x.dtype)), ctx.shape, grad), None
+        return kernel("blur_downsample_gradient", grad.device)(grad, *ctx.shape[2:]), None
 
 
 class _Upsample(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, filt: Tensor) -> Tensor:
+        ctx.shape, ctx.filt = x.shape, filt
         return kernel("blur_upsample", x.device)(x)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return kernel("blur_upsample_gradient", grad.device)(grad)
+    def backward(ctx, grad: Tensor):
+        if torch.is_grad_enabled():
+            return formula.transposed(lambda x: _upsample(x, ctx.filt.to(x.dtype)), ctx.shape, grad), None
+        return kernel("blur_upsample_gradient", grad.device)(grad), None
+
+
+def _downsample(x: Tensor, filt: Tensor) -> Tensor:
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), filt, stride=2, groups=x.shape[1])
+
+
+def _upsample(x: Tensor, filt: Tensor) -> Tensor:
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    wide = F.conv_transpose2d(padded, filt, stride=2, padding=2, groups=x.shape[1])
+    return wide[:, :, 1:-1, 1:-1]
 
 
 class _Blur(nn.Module):
@@ -65,8 +78,7 @@ class _Blur(nn.Module):
 class BlurDownsample(_Blur):
     """Halve a map behind a 3×3 binomial blur, with reflected borders [L: CUT].
 
-    By its own kernel (`fastsketch.nn.own_kernels` switches) it keeps the map's dtype, under autocast too, and is
-    differentiable once.
+    By its own kernel (`fastsketch.nn.own_kernels` switches) it keeps the map's dtype, under autocast too.
 
     Args:
         channels: C of the map.
@@ -78,8 +90,8 @@ class BlurDownsample(_Blur):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W], sides at least 2, to [B, C, ⌈H/2⌉, ⌈W/2⌉]."""
         if self._takes_kernel(x):
-            return _Downsample.apply(x)
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+            return _Downsample.apply(x, self.filt)
+        return _downsample(x, self.filt)
 
 
 class BlurUpsample(_Blur):
@@ -95,7 +107,5 @@ class BlurUpsample(_Blur):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, 2H, 2W]."""
         if self._takes_kernel(x):
-            return _Upsample.apply(x)
-        padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-        wide = F.conv_transpose2d(padded, self.filt, stride=2, padding=2, groups=x.shape[1])
-        return wide[:, :, 1:-1, 1:-1]
+            return _Upsample.apply(x, self.filt)
+        return _upsample(x, self.filt)

@@ -15,10 +15,10 @@ Those of 7×7 (`csrc/cpu/direct.h`) follow the definition, along rows, where the
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fastsketch.nn.own_kernels import kernel
 from fastsketch.nn.padding import reflection_pad
+from fastsketch.ops import formula
 from fastsketch.ops.eager import nothing_looks_on
 
 SMALLEST = 32
@@ -42,29 +42,39 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, reflect: bool) -> Tensor:
-        x = x.contiguous()
         ctx.save_for_backward(x, weight)
         ctx.padding = (padding, reflect)
         return kernel("convolve", x.device)(x, weight, bias, padding, reflect)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
+        grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        if torch.is_grad_enabled():  # a graph of it is wanted
+
+            def plain(x: Tensor, weight: Tensor) -> Tensor:
+                return _plain(x, weight, None, *ctx.padding)
+
+            made = formula.gradients(plain, (x, weight), ctx.needs_input_grad[:2], grad)
+            return *made, grad_bias, None, None
         grad = grad.contiguous()
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = kernel("convolve_input_gradient", grad.device)(grad, weight, *x.shape[2:], *ctx.padding)
         if ctx.needs_input_grad[1]:
             grad_weight = kernel("convolve_kernel_gradient", grad.device)(x, grad, weight.shape[2], *ctx.padding)
-        grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, reflect: bool) -> Tensor:
+    x = reflection_pad(x, padding) if reflect else x
+    return nn.functional.conv2d(x, weight, bias, padding=0 if reflect else padding)
 
 
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: int = 0, padding_mode: str = "zeros"
 ) -> Tensor:
-    """`conv2d(x, weight, bias, padding=padding)` of stride 1, for three sizes of kernels. Differentiable once.
+    """`conv2d(x, weight, bias, padding=padding)` of stride 1, for three sizes of kernels.
 
     Where the C++ kernels are not there, or something other than autograd looks on, it is the framework's convolution.
 
@@ -94,9 +104,8 @@ def convolve(
     if tuple(weight.shape[1:]) != (x.shape[1], size, size):
         raise ValueError(f"weight must be [Cout, {x.shape[1]}, {size}, {size}], got {list(weight.shape)}")
     if not nothing_looks_on(x, weight, bias) or weight.numel() == 0 or kernel("convolve", x.device) is None:
-        x = reflection_pad(x, padding) if reflect else x
-        return nn.functional.conv2d(x, weight, bias, padding=0 if reflect else padding)
-    return _Convolve.apply(x, weight, bias, padding, reflect)
+        return _plain(x, weight, bias, padding, reflect)
+    return _Convolve.apply(x.contiguous(), weight, bias, padding, reflect)
 
 
 class _PaddedConv2d(nn.Conv2d):
@@ -147,8 +156,6 @@ class WinogradConv2d(_PaddedConv2d):
 
 class DirectConv2d(_PaddedConv2d):
     """A 7×7 convolution of stride 1 with few channels in or out; parameters and names are `nn.Conv2d`'s.
-
-    By its own kernel it is differentiable once (`fastsketch.nn.own_kernels` switches).
 
     Args:
         in_channels, out_channels: as `nn.Conv2d`.

@@ -15,8 +15,6 @@ class PatchDiscriminator(nn.Module):
         in_channels: of the picture judged.
         width: channels after the first layer.
         layers: downsampling layers; 3 sees 70×70 pixels.
-
-    By kernels of its own it is differentiable once, unless `fastsketch.nn.own_kernels.use_own_kernels(self, False)`.
     """
 
     def __init__(self, in_channels: int = 3, width: int = 64, layers: int = 3) -> None:

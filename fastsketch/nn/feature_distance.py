@@ -6,11 +6,10 @@ once backward, and keep nothing between the two; the framework's operators write
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastsketch.nn.own_kernels import kernel
 from fastsketch.ops.eager import nothing_looks_on
-from fastsketch.reference.features import feature_distance
+from fastsketch.reference import features as plain
 
 EPSILON = 1e-3
 """Added to a feature's length, some ten: little beside it, and it bounds the gradient of one that is nearly 0."""
@@ -19,21 +18,20 @@ EPSILON = 1e-3
 class _Distance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, features: Tensor, target: Tensor) -> Tensor:
-        if features.device.type == "cpu":  # the GPU's kernel takes channels-last maps as they are
-            features, target = features.contiguous(), target.contiguous()
         ctx.save_for_backward(features, target)
         return kernel("feature_distance", features.device)(features, target, EPSILON)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
+        if torch.is_grad_enabled():  # a graph of it is wanted
+            return plain.feature_distance_gradient(grad, *ctx.saved_tensors, EPSILON), None
         return kernel("feature_distance_gradient", grad.device)(grad, *ctx.saved_tensors, EPSILON), None
 
 
 def normalized_distance(features: Tensor, target: Tensor, own_kernel: bool = True) -> Tensor:
     """Mean over positions of ‖a/(‖a‖ + ε) − b/(‖b‖ + ε)‖², a and b a position's channels, ε = 10⁻³.
 
-    [D; L: Zhang et al., CVPR 2018, without their learned weights]. By the kernel it is differentiable once.
+    [D; L: Zhang et al., CVPR 2018, without their learned weights].
 
     Args:
         features: [B, C, H, W], any floating dtype.
@@ -52,7 +50,9 @@ def normalized_distance(features: Tensor, target: Tensor, own_kernel: bool = Tru
         raise ValueError(
             f"features and target must be [B, C, H, W], of one shape and dtype, got {' and '.join(shapes)}"
         )
-    plain = own_kernel and nothing_looks_on(features, target) and not target.requires_grad and features.numel() > 0
-    if plain and kernel("feature_distance", features.device) is not None:
+    fits = own_kernel and nothing_looks_on(features, target) and not target.requires_grad and features.numel() > 0
+    if fits and kernel("feature_distance", features.device) is not None:
+        if features.device.type == "cpu":  # the GPU's kernel takes channels-last maps as they are
+            features, target = features.contiguous(), target.contiguous()
         return _Distance.apply(features, target)
-    return feature_distance(features, target, EPSILON)
+    return plain.feature_distance(features, target, EPSILON)

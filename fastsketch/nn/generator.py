@@ -69,8 +69,6 @@ class ResnetGenerator(nn.Module):
         tap_layers: ascending layer numbers to take patches from. Layer 0 is the padded picture, without its mask; a
             norm's number stands for the map behind its ReLU.
 
-    By kernels of its own it is differentiable once, unless `fastsketch.nn.own_kernels.use_own_kernels(self, False)`.
-
     Raises:
         ValueError: a number of channels below 1, too few blocks for the taps, taps that do not ascend, or none that
             `attention` can stand behind.

@@ -3,26 +3,33 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fastsketch.nn.own_kernels import kernel
+from fastsketch.ops import formula
 from fastsketch.ops.eager import nothing_looks_on
 
 
 class _InstanceNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, slope: float, eps: float) -> Tensor:
-        if x.device.type == "cpu":  # the GPU's kernel takes channels-last maps as they are
-            x = x.contiguous()
         out, mean, scale = kernel("instance_norm", x.device)(x, slope, eps)
         ctx.save_for_backward(x, mean, scale)
-        ctx.slope = slope
+        ctx.slope, ctx.eps = slope, eps
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
+        if torch.is_grad_enabled():
+            (made,) = formula.gradients(lambda x: _plain(x, ctx.slope, ctx.eps), ctx.saved_tensors[:1], (True,), grad)
+            return made, None, None
         return kernel("instance_norm_gradient", grad.device)(grad, *ctx.saved_tensors, ctx.slope), None, None
+
+
+def _plain(x: Tensor, slope: float, eps: float) -> Tensor:
+    x = F.group_norm(x, x.shape[1], eps=eps)
+    if slope == 0:
+        return F.relu(x)
+    return x if slope == 1 else F.leaky_relu(x, slope)
 
 
 class InstanceNorm(nn.Module):
@@ -31,8 +38,7 @@ class InstanceNorm(nn.Module):
     The kernels (`csrc/cpu/instance_norm.h`, `fastsketch/triton/norm.py`) write one map where the framework's
     operators write two, both ways. These are group norm with a group a channel and the activation: the same function
     as `nn.InstanceNorm2d`, but 1.3 to 1.8 times as fast on a CPU, and right there: on torch 2.14 the CPU gradient of
-    instance norm is wrong for one image and a channels-last incoming gradient. By the kernel
-    (`fastsketch.nn.own_kernels` switches) it is differentiable once.
+    instance norm is wrong for one image and a channels-last incoming gradient. `fastsketch.nn.own_kernels` switches.
 
     Args:
         channels: C.
@@ -57,11 +63,9 @@ class InstanceNorm(nn.Module):
             raise ValueError(f"x must be [B, {self.channels}, H, W], more than one position, got {list(x.shape)}")
         plain = self.own_kernel and nothing_looks_on(x) and x.is_floating_point()
         if plain and kernel("instance_norm", x.device) is not None:
+            x = x.contiguous() if x.device.type == "cpu" else x  # the GPU's kernel takes channels-last maps as they are
             return _InstanceNorm.apply(x, self.slope, self.eps)
-        x = F.group_norm(x, self.channels, eps=self.eps)
-        if self.slope == 0:
-            return F.relu(x)
-        return x if self.slope == 1 else F.leaky_relu(x, self.slope)
+        return _plain(x, self.slope, self.eps)
 
     def extra_repr(self) -> str:
         """What `print` shows."""

@@ -86,8 +86,6 @@ class PixelLoss(nn.L1Loss):
 class PerceptualLoss(nn.Module):
     """Distance of VGG16 features, averaged over four layers [P: perceptual; D; L: Johnson et al., ECCV 2016].
 
-    By its own kernels (`fastsketch.nn.own_kernels` switches) it is differentiable once.
-
     Args:
         vgg16_features: torchvision's `vgg16().features` (or its head), frozen here. It comes with ImageNet weights
             from `fastsketch.weights.load_vgg16_features`.

@@ -5,10 +5,11 @@ and finds the largest again on the way back, where the framework keeps its place
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fastsketch.nn.own_kernels import kernel
+from fastsketch.ops import formula
 from fastsketch.ops.eager import nothing_looks_on
 
 
@@ -19,13 +20,14 @@ class _MaxPool(torch.autograd.Function):
         return kernel("max_pool", x.device)(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return formula.gradients(lambda x: F.max_pool2d(x, 2), ctx.saved_tensors, (True,), grad)[0]
         return kernel("max_pool_gradient", grad.device)(grad, *ctx.saved_tensors)
 
 
 class HalvingMaxPool(nn.MaxPool2d):
-    """`nn.MaxPool2d(2)`. By its own kernel (`fastsketch.nn.own_kernels` switches) it is differentiable once."""
+    """`nn.MaxPool2d(2)`, by its own kernel unless `fastsketch.nn.own_kernels` switches it off."""
 
     def __init__(self) -> None:
         super().__init__(2)

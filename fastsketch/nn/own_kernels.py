@@ -23,9 +23,9 @@ def use_own_kernels(module: nn.Module, on: bool = True) -> None:
     """Switch a network's blurs, norms, padding, attention, halving pools, distances of features and 7×7 convolutions:
     these kernels, or the framework's operators.
 
-    They are on from the start, where there are any, and can be differentiated once: a gradient penalty, say, wants them
-    off. Convolutions by Winograd's way have a switch of their own,
-    `fastsketch.nn.convolution.use_winograd`: their rounding is larger than the framework's.
+    They are on from the start, where there are any. Where a graph of a gradient is wanted (`create_graph`, for a
+    gradient penalty) the gradient is the framework's, at its pace. Convolutions by Winograd's way have a switch of
+    their own, `fastsketch.nn.convolution.use_winograd`: their rounding is larger than the framework's.
     """
     for layer in module.modules():
         if hasattr(layer, "own_kernel"):

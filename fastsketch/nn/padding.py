@@ -7,28 +7,31 @@ gradient adds up by atomics.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fastsketch.nn.own_kernels import kernel
+from fastsketch.ops import formula
 from fastsketch.ops.eager import nothing_looks_on
 
 
 class _Pad(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, border: int) -> Tensor:
-        ctx.border = border
+        ctx.border, ctx.shape = border, x.shape
         return kernel("reflection_pad", x.device)(x, border)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):
+        if torch.is_grad_enabled():
+            return formula.transposed(lambda x: _plain(x, ctx.border), ctx.shape, grad), None
         return kernel("reflection_pad_gradient", grad.device)(grad, ctx.border), None
+
+
+def _plain(x: Tensor, border: int) -> Tensor:
+    return F.pad(x, (border,) * 4, mode="reflect")
 
 
 def reflection_pad(x: Tensor, border: int, own_kernel: bool = True) -> Tensor:
     """More cells on each side, mirrored at the outermost ones [L: `nn.ReflectionPad2d`].
-
-    By its own kernel it is differentiable once.
 
     Args:
         x: [B, C, H, W], sides larger than `border`.
@@ -43,7 +46,7 @@ def reflection_pad(x: Tensor, border: int, own_kernel: bool = True) -> Tensor:
     plain = own_kernel and nothing_looks_on(x) and x.dim() == 4 and x.is_floating_point()
     if plain and min(x.shape[2:]) > border and kernel("reflection_pad", x.device) is not None:
         return _Pad.apply(x, border)
-    return F.pad(x, (border,) * 4, mode="reflect")
+    return _plain(x, border)
 
 
 class ReflectionPad(nn.ReflectionPad2d):

@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 
+def transposed(formula: Callable[[Tensor], Tensor], shape: Sequence[int], grad_output: Tensor) -> Tensor:
+    """The gradient of a linear formula to its input, of this shape, whose values do not matter."""
+    anywhere = grad_output.new_zeros(shape).requires_grad_()
+    (gradient,) = gradients(formula, (anywhere,), (True,), grad_output)
+    return gradient
+
+
 def gradients(
     formula: Callable[..., Tensor | Sequence[Tensor]],
     inputs: Sequence[Tensor],

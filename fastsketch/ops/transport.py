@@ -21,9 +21,10 @@ def _run(name: str, *args):
 
 
 class TransportPlan(Function):
-    """The plan [B, N, M] of a cost [B, N, M], float32 or float64; once differentiable, at its fixed point.
+    """The plan [B, N, M] of a cost [B, N, M], float32 or float64; its gradient is that of its fixed point.
 
-    Where the iterations have converged this is the gradient through all of them, which MoNCE takes, without a graph.
+    Where the iterations have converged this is the gradient through all of them, which MoNCE takes, without a graph. A
+    graph of the gradient is made by the plain formula.
     """
 
     @staticmethod
@@ -35,8 +36,9 @@ class TransportPlan(Function):
         return plan
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
         """By the iterations that solve for it."""
         (plan,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return plain.transport_plan_gradient(grad, plan, ctx.epsilon, ITERATIONS), None
         return _run("transport_plan_gradient", grad, plan, ctx.epsilon), None
