@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torchvision.models import vgg16
 
 import fastsketch
-from benchmarks import baselines
-from benchmarks.cases import BORDERS, LAYERS
 from fastsketch import _backend
+from fastsketch.bench.baselines import cut
+from fastsketch.bench.baselines.attention import statistics
+from fastsketch.bench.layers import BORDERS, DIM, LAYERS, SAMPLES
 from fastsketch.nn import PerceptualLoss, ResnetGenerator
 from fastsketch.nn.losses import MultiLayerPatchNCE
 from fastsketch.nn.own_kernels import use_own_kernels
 from fastsketch.nn.sampler import PatchSample
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-SAMPLES = DIM = 256
 
 
 @dataclass
@@ -66,8 +66,8 @@ def loss_path(batch: int, quick: bool) -> Case:
     def back(loss: Tensor, features: list[Tensor]) -> list[Tensor]:
         return [loss, *torch.autograd.grad([loss, *features], leaves, [None, *arriving])]
 
-    def cut(function: Callable, ids: list[Tensor] | None = None) -> list[Tensor]:
-        ids = [i.to(DEVICE) for i in baselines.draw_ids(query, samples)] if ids is None else ids
+    def theirs(function: Callable, ids: list[Tensor] | None = None) -> list[Tensor]:
+        ids = [i.to(DEVICE) for i in cut.draw_ids(query, samples)] if ids is None else ids
         features = [x.view_as(x) for x in query]
         return back(function(features, key, ids, mlps), features)
 
@@ -85,18 +85,18 @@ def loss_path(batch: int, quick: bool) -> Case:
         tapped = [fastsketch.tap_patches(x, i) for x, i in zip(query, ids, strict=True)]
         return back(criterion(projected([p for _, p in tapped]), keys).mean(), [x for x, _ in tapped])
 
-    fixed = [i.to(DEVICE) for i in baselines.draw_ids(query, samples)]
-    for one, other in zip(ours(fixed), cut(baselines.loss_path, fixed), strict=True):
+    fixed = [i.to(DEVICE) for i in cut.draw_ids(query, samples)]
+    for one, other in zip(ours(fixed), theirs(cut.loss_path, fixed), strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-3)  # the baseline's products may be tf32
 
     contenders = {"fastsketch": ours, "fastsketch captured": captured(ours)}
-    contenders["eager"] = lambda: cut(baselines.loss_path)
-    contenders["eager captured"] = captured(lambda: cut(baselines.loss_path, fixed))
+    contenders["eager"] = lambda: theirs(cut.loss_path)
+    contenders["eager captured"] = captured(lambda: theirs(cut.loss_path, fixed))
     bars = [("fastsketch captured", "eager", 15.0)]
     if not quick:
-        compiled = torch.compile(baselines.loss_path, fullgraph=True, mode="max-autotune-no-cudagraphs")
-        contenders["compiled"] = lambda: cut(compiled)
-        contenders["compiled captured"] = captured(lambda: cut(compiled, fixed))
+        compiled = torch.compile(cut.loss_path, fullgraph=True, mode="max-autotune-no-cudagraphs")
+        contenders["compiled"] = lambda: theirs(compiled)
+        contenders["compiled captured"] = captured(lambda: theirs(compiled, fixed))
         bars += [("fastsketch captured", "compiled", 4.0), ("fastsketch captured", "compiled captured", 3.0)]
     return Case(contenders, bars)
 
@@ -107,7 +107,7 @@ def tap_backward(batch: int, quick: bool) -> Case:
     samples = 32 if quick else SAMPLES
     grads = [torch.randn(batch, *shape, device=DEVICE) for shape in layers]
     patches = [torch.randn(batch, samples, shape[0], device=DEVICE) for shape in layers]
-    ids = [torch.stack([i] * batch).to(DEVICE) for i in baselines.draw_ids(grads, samples)]
+    ids = [torch.stack([i] * batch).to(DEVICE) for i in cut.draw_ids(grads, samples)]
     add = _backend.optional_kernel("tap_patches_add_", DEVICE)
 
     def ours() -> None:
@@ -173,13 +173,13 @@ def attention(positions: int, quick: bool) -> Case:
     """Column means and row entropies, d = 32, against the materialised softmax."""
     positions = 256 if quick else positions
     query, key = (torch.randn(1, positions, 32, device=DEVICE) for _ in range(2))
-    exact = baselines.attention_statistics(query.double(), key.double())
+    exact = statistics(query.double(), key.double())
     for one, other in zip(fastsketch.attention_statistics(query, key), exact, strict=True):
         torch.testing.assert_close(one.double(), other, atol=1e-6, rtol=1e-4)
     return Case(
         {
             "fastsketch": lambda: fastsketch.attention_statistics(query, key),
-            "materialised": lambda: baselines.attention_statistics(query, key),
+            "materialised": lambda: statistics(query, key),
         },
         [("fastsketch", "materialised", 3.0)],
     )

@@ -1,12 +1,10 @@
 """Is a long run's memory flat? Trains a tiny model for ten thousand steps and prints its resident memory on the way.
 
-    python -m benchmarks.long_run [steps]
-
 Everything of a real run is on: logging, TensorBoard, pictures, checkpoints. One thread.
 """
 
+import argparse
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -57,4 +55,6 @@ def main(steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else SHOWN[-1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("steps", type=int, nargs="?", default=SHOWN[-1])
+    main(parser.parse_args().steps)

@@ -22,7 +22,7 @@ from benchmarks.quality_data import prepare
 from benchmarks.quality_table import GREY, write_results
 from fastsketch.bench.machine import processor
 from fastsketch.errors import FastsketchError
-from fastsketch.metrics import Item, evaluate, grey_photo_yardstick
+from fastsketch.metrics import IMAGE_METRICS, Item, evaluate, grey_photo_yardstick
 from fastsketch.training.checkpoint import load_generator
 from fastsketch.training.config import PRESETS, TrainConfig
 from fastsketch.training.files import write_bytes
@@ -30,8 +30,6 @@ from fastsketch.training.generate import draw_sketches
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import find_pairs
 from fastsketch.training.trainer import Trainer, choose_device
-
-METRICS = ("fsim", "ssim", "lpips-alex", "lpips-vgg")
 
 _UNAIDED = {"lambda_pixel": 0.0, "lambda_perceptual": 0.0}
 ROWS: dict[str, dict[str, Any]] = {
@@ -131,7 +129,7 @@ def run_row(config: TrainConfig, data: Path, weights_dir: Path | None) -> dict[s
     items = [Item(p.subset, p.name, path, p.sketch) for p, path in zip(pairs, drawn, strict=True)]
     result = evaluate(
         items,
-        metrics=METRICS,
+        metrics=IMAGE_METRICS,
         weights_dir=weights_dir,
         device=trainer.device,
         batch_size=32,
@@ -147,7 +145,7 @@ def run_grey(settings: dict[str, Any], data: Path, weights_dir: Path | None, dev
     result = grey_photo_yardstick(
         find_pairs(data, "test"),
         image_size=size if size < 256 else None,
-        metrics=METRICS,
+        metrics=IMAGE_METRICS,
         weights_dir=weights_dir,
         device=choose_device(device),
         batch_size=32,
@@ -198,8 +196,8 @@ def main() -> None:
                 raise SystemExit(130)
             result |= {"row": row, "seed": None if row == GREY else seed}
             write_bytes(done, (json.dumps(result, indent=2) + "\n").encode())
-            write_results(arguments.out, about, METRICS)
-    print(write_results(arguments.out, about, METRICS))
+            write_results(arguments.out, about, IMAGE_METRICS)
+    print(write_results(arguments.out, about, IMAGE_METRICS))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from fastsketch.commands.evaluate import drawing_of
-from fastsketch.metrics import Item, evaluate
+from fastsketch.metrics import IMAGE_METRICS, Item, evaluate
 from fastsketch.training.images import fit_within, read_sketch
 from fastsketch.training.pairs import Pair, find_pairs
 
@@ -87,14 +87,13 @@ def main() -> None:
     parser.add_argument("--weights-dir", type=Path)
     options = parser.parse_args()
     pairs = find_pairs(options.data, "test")
-    metrics = ("fsim", "ssim", "lpips-alex", "lpips-vgg")
     print(f"| {len(pairs)} pairs | FSIM ↑ | SSIM ↑ | LPIPS-alex ↓ | LPIPS-vgg ↓ |\n|---|---|---|---|---|", flush=True)
     for name, change in CHANGES.items():
         with tempfile.TemporaryDirectory() as folder:
             items = write_changed(change, pairs, options.drawn, Path(folder), options.image_size)
             settings = {"weights_dir": options.weights_dir, "progress": False, "image_size": options.image_size}
-            means = evaluate(items, metrics=metrics, **settings).summary["all"]
-        print(f"| {name} | " + " | ".join(f"{means[metric]:.4f}" for metric in metrics) + " |", flush=True)
+            means = evaluate(items, metrics=IMAGE_METRICS, **settings).summary["all"]
+        print(f"| {name} | " + " | ".join(f"{means[metric]:.4f}" for metric in IMAGE_METRICS) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -42,20 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     It exits with 0, 1 (an error, one line), 2 (bad usage), 130 (Ctrl-C) or 141 (whoever read its output has gone).
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if list(arguments) == ["--version"]:
-        print(f"fastsketch {__version__}")
-        raise SystemExit(0)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        raise SystemExit(0 if arguments else 2)
-    command = COMMANDS.get(arguments[0])
-    if command is None:
-        print(f"fastsketch: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        raise SystemExit(2)
     try:
         try:
-            code = command(arguments[1:])
+            code = _run(sys.argv[1:] if arguments is None else list(arguments))
         finally:
             print(end="", flush=True)
     except FastsketchError as error:
@@ -68,6 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         code = 141
     raise SystemExit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    if list(arguments) == ["--version"]:
+        print(f"fastsketch {__version__}")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"fastsketch: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    return command(arguments[1:])
 
 
 def _reader_has_gone() -> bool:

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
-from torch import Tensor
 
 from fastsketch.nn import StructureSampler
 from fastsketch.training.checkpoint import load_generator
@@ -18,26 +16,15 @@ from fastsketch.training.data import SketchDataset
 from fastsketch.training.images import save_image, to_image
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import find_pairs
-from fastsketch.training.pictures import REGION_COLOURS, draw_points, tile_pictures
-from fastsketch.training.trainer import load_settings
+from fastsketch.training.pictures import draw_points, tile_pictures
+from fastsketch.training.run_files import load_settings
 
 FACES = (1, 4, 6)
 """Which of the test faces."""
 
 
-SIDE = 160
-"""Of a tile, pixels."""
-
-
-def dots(structure: Tensor, index: Tensor, region: Tensor) -> Image.Image:
-    """The structure map [h, w] with the positions [S] as dots large enough for a README, coloured by region [S]."""
-    picture = draw_points(structure, index[:0], region[:0], SIDE)
-    pen = ImageDraw.Draw(picture)
-    height, width = structure.shape
-    for place, number in zip(index.tolist(), region.tolist(), strict=True):
-        x, y = (place % width + 0.5) * SIDE / width, (place // width + 0.5) * SIDE / height
-        pen.ellipse((x - 2.5, y - 2.5, x + 2.5, y + 2.5), fill=REGION_COLOURS[number], outline=(20, 20, 20))
-    return picture
+SIZE = 160, 160
+"""Of a map's picture, pixels: its points must be told apart."""
 
 
 @torch.no_grad()
@@ -59,7 +46,7 @@ def main(run: Path, data: Path, target: Path) -> None:
         photo, mask = item["photo"][None], item["mask"][None]
         drawn, features = generator(photo, mask, return_features=True)
         sample = sampler(features.structure, mask, generator=torch.Generator().manual_seed(0))
-        points = dots(features.structure[0], sample.index[0], sample.region[0])
+        points = draw_points(features.structure[0], sample.index[0], sample.region[0], SIZE)
         tiles = [to_image(item["photo"]), points, to_image(drawn[0]), to_image(item["sketch"])]
         rows.append([tile.convert("RGB") for tile in tiles])
     save_image(tile_pictures(rows), target)

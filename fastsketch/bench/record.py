@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from fastsketch.bench.timing import percentile
+import numpy as np
+
 from fastsketch.errors import FastsketchError
 from fastsketch.training.files import write_bytes
 
@@ -74,7 +75,7 @@ def make_row(
     note: str = "",
 ) -> Row:
     """A row of times in seconds and memory in bytes."""
-    low, middle, high = (1e3 * percentile(times, share) if times else None for share in (0.2, 0.5, 0.8))
+    low, middle, high = (1e3 * np.quantile(times, (0.2, 0.5, 0.8))).tolist() if times else (None,) * 3
     ratio = statistics.median(baseline_times) / statistics.median(times) if times and baseline_times else None
     mib = None if peak is None else peak / 2**20
     numbers = (low, middle, high, len(times or ()), ratio, baseline, mib, launches, note)

@@ -2,7 +2,6 @@
 
 import gc
 import math
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -86,8 +85,3 @@ def measure(
     return times
 
 
-def percentile(values: list[float], share: float) -> float:
-    """The value below which `share` of all lie, interpolated."""
-    if len(values) == 1:
-        return values[0]
-    return statistics.quantiles(values, n=100, method="inclusive")[round(share * 100) - 1]

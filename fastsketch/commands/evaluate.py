@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from fastsketch.commands import data_folder
 from fastsketch.errors import FastsketchError
+
+Metric = Literal["fsim", "ssim", "lpips-alex", "lpips-vgg", "fid"]
 
 
 @dataclass
@@ -27,13 +29,7 @@ class Evaluate:
     """Folder for metrics.csv, summary.csv and metrics.json; default: the folder of drawings."""
     image_size: int | None = None
     """Scale larger sketches down to fit this many pixels first, as drawings of reduced size were."""
-    metrics: tuple[Literal["fsim", "ssim", "lpips-alex", "lpips-vgg", "fid"], ...] = (
-        "fsim",
-        "ssim",
-        "lpips-alex",
-        "lpips-vgg",
-        "fid",
-    )
+    metrics: tuple[Metric, ...] = get_args(Metric)
     """What to compute."""
     weights_dir: Path | None = None
     """Folder of pretrained weights (alexnet_features.safetensors, vgg16_features.safetensors)."""

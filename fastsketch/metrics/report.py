@@ -19,6 +19,10 @@ METRICS = {
     "lpips-vgg": "LPIPS-vgg ↓",
     "fid": "FID ↓",
 }
+
+IMAGE_METRICS = tuple(name for name in METRICS if name != "fid")
+"""Those of a single image; FID is of a whole set."""
+
 OVERALL = "all"
 
 

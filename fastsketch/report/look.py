@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from fastsketch.drawing import draw
 from fastsketch.errors import FastsketchError
-from fastsketch.metrics import Evaluation, Item, evaluate
+from fastsketch.metrics import IMAGE_METRICS, Evaluation, Item, evaluate
 from fastsketch.training.checkpoint import Training, load_generator, read_training
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.history import LossHistory
@@ -21,7 +21,6 @@ from fastsketch.training.pairs import Pair, find_pairs
 from fastsketch.training.run_files import RunPaths, find_generator, load_settings
 from fastsketch.training.translator import structure_sampler
 
-METRICS = ("fsim", "ssim", "lpips-alex", "lpips-vgg")
 POINTS_SEED = 0
 
 
@@ -151,11 +150,11 @@ def look_at_run(
                 items.append(Item(pair.subset, pair.name, path, pair.sketch))
             if number in kept:
                 shown.append((pair, photo, drawing.points, drawing.sketch))
-        evaluation = Evaluation(METRICS, [], {})
+        evaluation = Evaluation(IMAGE_METRICS, [], {})
         if items:
             evaluation = evaluate(
                 items,
-                metrics=METRICS,
+                metrics=IMAGE_METRICS,
                 weights_dir=weights_dir,
                 device=device,
                 progress=not quiet,
@@ -169,9 +168,8 @@ def look_at_run(
         if pair.sketch is not None:
             real = fit_within(read_sketch(pair.sketch, config.sketch_channels), config.image_size, config.image_size)
         row = scores.get((pair.subset, pair.name), {})
-        gallery.append(
-            Shown(pair.subset, pair.name, photo, points, sketch, real, {m: float(row[m]) for m in METRICS if m in row})
-        )
+        scored = {metric: float(row[metric]) for metric in IMAGE_METRICS if metric in row}
+        gallery.append(Shown(pair.subset, pair.name, photo, points, sketch, real, scored))
     history = LossHistory(paths.losses, last_step=training.step if training else sys.maxsize)
     name = run.resolve().name
     return Look(name, run, data, config, training, history, len(pairs), evaluation, gallery, has_map)

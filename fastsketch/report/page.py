@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from fastsketch import __version__
-from fastsketch.metrics import METRICS as HEADINGS
+from fastsketch.metrics import IMAGE_METRICS, METRICS
 from fastsketch.report import curves
-from fastsketch.report.look import METRICS, Look
+from fastsketch.report.look import Look
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.files import write_bytes
 from fastsketch.training.pairs import note_on_split
@@ -73,7 +73,7 @@ def render(looks: list[Look], when: datetime | None = None) -> str:
         title=names[0] if len(looks) == 1 else f"{len(looks)} runs",
         runs=[_run(look, name, number) for number, (look, name) in enumerate(zip(looks, names, strict=True))],
         comparison=comparison(looks, names) if len(looks) > 1 else None,
-        metrics={name: split_heading(HEADINGS[name]) for name in METRICS},
+        metrics={name: split_heading(METRICS[name]) for name in IMAGE_METRICS},
         when=(when or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC"),
         versions=f"fastsketch {__version__}, torch {torch.__version__}",
         plot={name: getattr(curves, name) for name in ("WIDTH", "HEIGHT", "LEFT", "RIGHT", "TOP", "BOTTOM")},
@@ -130,7 +130,7 @@ def _run(look: Look, name: str, number: int) -> dict[str, Any]:
         "settings": grouped_settings(look.config),
         "curves": curves.curves(look.history),
         "size": " to ".join(f"{width}×{height}" for width, height in ends),
-        "available": [m for m in METRICS if look.scored and m not in look.evaluation.unavailable],
+        "available": [m for m in IMAGE_METRICS if look.scored and m not in look.evaluation.unavailable],
     }
 
 
@@ -153,10 +153,10 @@ def comparison(looks: list[Look], names: list[str]) -> dict[str, Any]:
         for look, name, s in zip(looks, names, settings, strict=True)
     ]
     best = {}
-    for metric in METRICS:
+    for metric in IMAGE_METRICS:
         values = [row["scores"][metric] for row in rows if metric in row["scores"]]
         if len(values) == len(rows) and len(set(values)) > 1:
-            best[metric] = max(values) if split_heading(HEADINGS[metric])["up"] else min(values)
+            best[metric] = max(values) if split_heading(METRICS[metric])["up"] else min(values)
     tested = {tuple((row["subset"], row["name"]) for row in look.evaluation.rows) for look in looks}
     sizes = {look.config.image_size for look in looks}
     folders = {look.data.resolve() for look in looks}

@@ -8,7 +8,7 @@ import torch
 from fastsketch import _backend
 from fastsketch.errors import FastsketchError
 from fastsketch.nn.convolution import is_available
-from fastsketch.training.config import Switch, TrainConfig
+from fastsketch.training.config import SWITCHES, Switch, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Speed:
         return str(self.precision).removeprefix("torch.")
 
     def __str__(self) -> str:
-        names = ("channels_last", "fused_adam", "compile", "cuda_graph", "data_on_device", "winograd")
-        used = [name.replace("_", " ") for name in names if getattr(self, name)]
+        used = [name.replace("_", " ") for name in SWITCHES if getattr(self, name)]
         return ", ".join([self.precision_name, *used])
 
 

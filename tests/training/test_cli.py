@@ -259,7 +259,7 @@ def test_bad_usage(capsys):
     assert run(capsys, "train", "--widht", "3")[0] == 2
 
 
-@pytest.mark.parametrize("arguments", [("train", "--help"), ("info",)])
+@pytest.mark.parametrize("arguments", [("train", "--help"), ("info",), ("--help",), ("--version",)])
 def test_a_reader_that_has_gone_is_no_traceback(arguments):
     reading, writing = os.pipe()
     os.close(reading)

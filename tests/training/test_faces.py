@@ -261,13 +261,13 @@ def test_write_faces_leaves_nothing_half_written(tmp_path, monkeypatch) -> None:
 
 def test_write_faces_never_overwrites_other_files(tmp_path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"root.*notes\.txt"):
+    with pytest.raises(FastsketchError, match=r"root.*notes\.txt"):
         write_faces(tmp_path, **SMALL)
-    with pytest.raises(ValueError, match=r"root.*file"):
+    with pytest.raises(FastsketchError, match=r"root.*file"):
         write_faces(tmp_path / "notes.txt", **SMALL)
     root = write_faces(tmp_path / "set", **SMALL)
     (root / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"mine\.txt"):
+    with pytest.raises(FastsketchError, match=r"mine\.txt"):
         write_faces(root, seed=1, **SMALL)
     assert (tmp_path / "notes.txt").read_text() == (root / "mine.txt").read_text() == "mine"
 

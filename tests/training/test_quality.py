@@ -44,7 +44,7 @@ def test_held_out_pairs_are_training_pairs_and_the_same_each_time(tmp_path, data
 def test_a_run_of_the_benchmark(tmp_path, data, monkeypatch, capsys):
     for split in ("train", "test"):
         shutil.rmtree(data / "blobs" / split / "masks")
-    monkeypatch.setattr(quality, "METRICS", ("fsim", "ssim"))
+    monkeypatch.setattr(quality, "IMAGE_METRICS", ("fsim", "ssim"))
     command = ["quality", "--data", str(data), "--out", str(tmp_path / "out"), "--scale", "small", "--device", "cpu"]
     rows = ["--rows", GREY, "fastcut", "unpaired", "+pixel", "--seeds", "0", "1"]
     monkeypatch.setattr(sys, "argv", [*command, *rows, "--set", *TINY])
@@ -74,7 +74,7 @@ def test_spread_is_the_sample_standard_deviation():
 
 
 def test_minutes_choose_the_epochs_once_for_all_rows(tmp_path, data, monkeypatch):
-    monkeypatch.setattr(quality, "METRICS", ("fsim",))
+    monkeypatch.setattr(quality, "IMAGE_METRICS", ("fsim",))
     command = ["quality", "--data", str(data), "--out", str(tmp_path / "out"), "--scale", "small", "--device", "cpu"]
     command += ["--rows", "+pixel", "--seeds", "0", "--minutes", "1e-9", "--set", *TINY, "lambda_perceptual=0"]
     monkeypatch.setattr(sys, "argv", command)

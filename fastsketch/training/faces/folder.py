@@ -73,15 +73,15 @@ def write_faces(
     }
     if root.exists():
         if not root.is_dir():
-            raise ValueError(f"root: expected a folder, got the file {root}")
+            raise FastsketchError(f"root must be a folder, got the file {root}")
         if _read_stamp(root) == stamp and _is_whole(root, stamp):
             return root
         # a set of other arguments is replaced, but never anything that was not written here
         known = {SUBSET, "manifest.csv", STAMP} if _read_stamp(root) else set()
         others = sorted(entry.name for entry in root.iterdir() if entry.name not in known)
         if others:
-            raise ValueError(
-                f"root: expected an empty folder or an earlier built-in set, got {root} with {others[0]} in it"
+            raise FastsketchError(
+                f"root must be an empty folder or an earlier built-in set, got {root} with {others[0]} in it"
             )
 
     try:
