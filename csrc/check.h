@@ -58,6 +58,12 @@ inline bool is_double(const Tensor& tensor, const char* name) {
   return type == ScalarType::Double;
 }
 
+// call(double()) or call(float()).
+template <typename Call>
+void in_type(bool in_double, const Call& call) {
+  in_double ? call(double()) : call(float());
+}
+
 inline ScalarType accumulation_type(Dtype dtype) { return dtype == Dtype::f64 ? ScalarType::Double : ScalarType::Float; }
 
 inline View view3(const Tensor& tensor, const char* name) {

@@ -31,31 +31,25 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #define FASTSKETCH_STRING(x) #x
 #define FASTSKETCH_NAME(x) FASTSKETCH_STRING(x)
 
+template <typename T>
+constexpr Typed<T> typed = {
+    patch_nce_forward<T>, patch_nce_backward<T>,
+    attention_forward<T>, attention_backward<T>,
+    project_forward<T>, project_backward<T>,
+    convolve<T>, convolve_input_gradient<T>, convolve_kernel_gradient<T>,
+    normalize_layers<T>, normalize_layers_gradient<T>,
+    transport_plan<T>, transport_plan_gradient<T>,
+    relation_weight<T>, semantic_relation<T>, weighted_nce<T>,
+    attend_forward<T>, attend_backward<T>,
+    feature_distance<T>, feature_distance_gradient<T>,
+};
+
 }  // namespace
 
 extern const Kernels kernels;
 const Kernels kernels = {
     FASTSKETCH_NAME(LEVEL),
-    patch_nce_forward<float>, patch_nce_forward<double>,
-    patch_nce_backward<float>, patch_nce_backward<double>,
-    attention_forward<float>, attention_forward<double>,
-    attention_backward<float>, attention_backward<double>,
-    project_forward<float>, project_forward<double>,
-    project_backward<float>, project_backward<double>,
-    convolve<float>, convolve<double>,
-    convolve_input_gradient<float>, convolve_input_gradient<double>,
-    convolve_kernel_gradient<float>, convolve_kernel_gradient<double>,
-    normalize_layers<float>, normalize_layers<double>,
-    normalize_layers_gradient<float>, normalize_layers_gradient<double>,
-    transport_plan<float>, transport_plan<double>,
-    transport_plan_gradient<float>, transport_plan_gradient<double>,
-    relation_weight<float>, relation_weight<double>,
-    semantic_relation<float>, semantic_relation<double>,
-    weighted_nce<float>, weighted_nce<double>,
-    attend_forward<float>, attend_forward<double>,
-    attend_backward<float>, attend_backward<double>,
-    feature_distance<float>, feature_distance<double>,
-    feature_distance_gradient<float>, feature_distance_gradient<double>,
+    typed<float>, typed<double>,
     blur, instance_norm, max_pool, gather, scatter,
 };
 

@@ -25,19 +25,6 @@ AttendInputs<T> inputs(const Tensor& query, const Tensor& key, const Tensor& val
   return {contiguous_data<T>(query, "query"), contiguous_data<T>(key, "key"), contiguous_data<T>(value, "value")};
 }
 
-template <typename T>
-AttendGradients<T> gradients(
-    const Tensor& grad_output, const Tensor& output, const Tensor& lse, const Tensor& query, const Tensor& key,
-    const Tensor& value) {
-  return {
-      contiguous_data<T>(grad_output, "grad_output"),
-      contiguous_data<T>(output, "output"),
-      contiguous_data<T>(lse, "lse"),
-      query.mutable_data_ptr<T>(),
-      key.mutable_data_ptr<T>(),
-      value.mutable_data_ptr<T>()};
-}
-
 }  // namespace
 
 std::tuple<Tensor, Tensor> attend_forward_cpu(Tensor query, Tensor key, Tensor value, double scale) {
@@ -45,12 +32,11 @@ std::tuple<Tensor, Tensor> attend_forward_cpu(Tensor query, Tensor key, Tensor v
   const Attend p = shape_of(query, key, value, scale);
   const Tensor output = torch::stable::new_empty(query, std::vector<int64_t>{p.images, p.channels, p.queries});
   const Tensor lse = torch::stable::new_empty(query, std::vector<int64_t>{p.images, p.queries});
-  if (in_double)
-    kernels().attend_forward_f64(
-        p, inputs<double>(query, key, value), output.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>());
-  else
-    kernels().attend_forward_f32(
-        p, inputs<float>(query, key, value), output.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
+  in_type(in_double, [&](auto zero) {
+    using T = decltype(zero);
+    kernels().of<T>().attend_forward(
+        p, inputs<T>(query, key, value), output.mutable_data_ptr<T>(), lse.mutable_data_ptr<T>());
+  });
   return {output, lse};
 }
 
@@ -67,14 +53,14 @@ std::tuple<Tensor, Tensor, Tensor> attend_backward_cpu(
   Tensor grad_query = torch::stable::empty_like(query), grad_key = torch::stable::empty_like(key);
   Tensor grad_value = torch::stable::empty_like(value);
   if (p.queries == 0) return {grad_query, torch::stable::zero_(grad_key), torch::stable::zero_(grad_value)};
-  if (in_double)
-    kernels().attend_backward_f64(
-        p, inputs<double>(query, key, value),
-        gradients<double>(grad_output, output, lse, grad_query, grad_key, grad_value));
-  else
-    kernels().attend_backward_f32(
-        p, inputs<float>(query, key, value),
-        gradients<float>(grad_output, output, lse, grad_query, grad_key, grad_value));
+  in_type(in_double, [&](auto zero) {
+    using T = decltype(zero);
+    kernels().of<T>().attend_backward(
+        p, inputs<T>(query, key, value),
+        {contiguous_data<T>(grad_output, "grad_output"), contiguous_data<T>(output, "output"),
+         contiguous_data<T>(lse, "lse"), grad_query.mutable_data_ptr<T>(), grad_key.mutable_data_ptr<T>(),
+         grad_value.mutable_data_ptr<T>()});
+  });
   return {grad_query, grad_key, grad_value};
 }
 

@@ -33,12 +33,11 @@ std::tuple<Tensor, Tensor, Tensor> attention_statistics_forward_cpu(Tensor query
   const ScalarType type = accumulation_type(p.query.dtype);
   const Tensor received = empty_of(query, {p.images, p.columns}, type);
   const Tensor entropy = empty_of(query, {p.images, p.rows}, type), lse = empty_of(query, {p.images, p.rows}, type);
-  if (type == ScalarType::Double)
-    kernels().attention_forward_f64(
-        p, {received.mutable_data_ptr<double>(), entropy.mutable_data_ptr<double>(), lse.mutable_data_ptr<double>()});
-  else
-    kernels().attention_forward_f32(
-        p, {received.mutable_data_ptr<float>(), entropy.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>()});
+  in_type(type == ScalarType::Double, [&](auto zero) {
+    using T = decltype(zero);
+    kernels().of<T>().attention_forward(
+        p, {received.mutable_data_ptr<T>(), entropy.mutable_data_ptr<T>(), lse.mutable_data_ptr<T>()});
+  });
   return {received, entropy, lse};
 }
 
@@ -52,20 +51,13 @@ std::tuple<Tensor, Tensor> attention_statistics_backward_cpu(
   const ScalarType type = accumulation_type(p.query.dtype);
   const Tensor grad_query = empty_of(query, {p.images, p.rows, p.width}, type);
   const Tensor grad_key = empty_of(query, {p.images, p.columns, p.width}, type);
-  const auto arguments = [&](auto zero) {
+  in_type(type == ScalarType::Double, [&](auto zero) {
     using T = decltype(zero);
-    return AttentionBackward<T>{
-        contiguous_data<T>(grad_received, "grad_received"),
-        contiguous_data<T>(grad_entropy, "grad_entropy"),
-        contiguous_data<T>(entropy, "entropy"),
-        contiguous_data<T>(lse, "lse"),
-        grad_query.mutable_data_ptr<T>(),
-        grad_key.mutable_data_ptr<T>()};
-  };
-  if (type == ScalarType::Double)
-    kernels().attention_backward_f64(p, arguments(double{}));
-  else
-    kernels().attention_backward_f32(p, arguments(float{}));
+    kernels().of<T>().attention_backward(
+        p, {contiguous_data<T>(grad_received, "grad_received"), contiguous_data<T>(grad_entropy, "grad_entropy"),
+            contiguous_data<T>(entropy, "entropy"), contiguous_data<T>(lse, "lse"), grad_query.mutable_data_ptr<T>(),
+            grad_key.mutable_data_ptr<T>()});
+  });
   return {grad_query, grad_key};
 }
 

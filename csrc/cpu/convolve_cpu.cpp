@@ -23,14 +23,6 @@ ConvShape shape_of(const Tensor& input, int64_t filters, int64_t size, int64_t p
 }
 
 template <typename T>
-void output_of(
-    const ConvShape& s, const Tensor& input, const Tensor& kernel, const std::optional<Tensor>& bias,
-    const Tensor& output, void (*run)(const ConvShape&, const T*, const T*, const T*, T*)) {
-  run(s, contiguous_data<T>(input, "input"), contiguous_data<T>(kernel, "kernel"),
-      bias ? contiguous_data<T>(*bias, "bias") : nullptr, output.mutable_data_ptr<T>());
-}
-
-template <typename T>
 void gradient(
     const ConvShape& s, const Tensor& one, const Tensor& other, const Tensor& grad,
     void (*run)(const ConvShape&, const T*, const T*, T*)) {
@@ -52,10 +44,12 @@ Tensor convolve_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int
   const Tensor output = torch::stable::new_empty(
       input, std::vector<int64_t>{s.images, s.filters, s.out_height(), s.out_width()});
   if (output.numel() == 0) return output;
-  if (in_double)
-    output_of<double>(s, input, kernel, bias, output, kernels().convolve_f64);
-  else
-    output_of<float>(s, input, kernel, bias, output, kernels().convolve_f32);
+  in_type(in_double, [&](auto zero) {
+    using T = decltype(zero);
+    kernels().of<T>().convolve(
+        s, contiguous_data<T>(input, "input"), contiguous_data<T>(kernel, "kernel"),
+        bias ? contiguous_data<T>(*bias, "bias") : nullptr, output.mutable_data_ptr<T>());
+  });
   return output;
 }
 
@@ -72,10 +66,10 @@ Tensor convolve_input_gradient_cpu(
   const Tensor grad =
       torch::stable::new_empty(grad_output, std::vector<int64_t>{s.images, s.channels, s.height, s.width});
   if (grad.numel() == 0) return grad;
-  if (in_double)
-    gradient<double>(s, grad_output, kernel, grad, kernels().convolve_input_gradient_f64);
-  else
-    gradient<float>(s, grad_output, kernel, grad, kernels().convolve_input_gradient_f32);
+  in_type(in_double, [&](auto zero) {
+    using T = decltype(zero);
+    gradient<T>(s, grad_output, kernel, grad, kernels().of<T>().convolve_input_gradient);
+  });
   return grad;
 }
 
@@ -87,10 +81,10 @@ Tensor convolve_kernel_gradient_cpu(Tensor input, Tensor grad_output, int64_t si
   check_type(grad_output, "grad_output", input.scalar_type());
   Tensor grad = torch::stable::new_empty(input, std::vector<int64_t>{s.filters, s.channels, size, size});
   if (grad_output.numel() == 0) return torch::stable::zero_(grad);
-  if (in_double)
-    gradient<double>(s, input, grad_output, grad, kernels().convolve_kernel_gradient_f64);
-  else
-    gradient<float>(s, input, grad_output, grad, kernels().convolve_kernel_gradient_f32);
+  in_type(in_double, [&](auto zero) {
+    using T = decltype(zero);
+    gradient<T>(s, input, grad_output, grad, kernels().of<T>().convolve_kernel_gradient);
+  });
   return grad;
 }
 

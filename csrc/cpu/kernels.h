@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 namespace fastsketch {
@@ -222,62 +223,52 @@ struct RelationOutputs {
   T* room;      // [B, S, S], for intermediate values
 };
 
+// The kernels that compute in T.
+template <typename T>
+struct Typed {
+  void (*patch_nce_forward)(const PatchNce&, const PatchNceForward<T>&);
+  void (*patch_nce_backward)(const PatchNce&, const PatchNceBackward<T>&);
+  void (*attention_forward)(const Attention&, const AttentionForward<T>&);
+  void (*attention_backward)(const Attention&, const AttentionBackward<T>&);
+  void (*project_forward)(const Projection<T>&);
+  void (*project_backward)(const Projection<T>&, const ProjectionGradients<T>&);
+  void (*convolve)(const ConvShape&, const T* input, const T* kernel, const T* bias, T* output);
+  void (*convolve_input_gradient)(const ConvShape&, const T* grad, const T* kernel, T* grad_input);
+  void (*convolve_kernel_gradient)(const ConvShape&, const T* input, const T* grad, T* grad_kernel);
+  void (*normalize_layers)(const T* x, int64_t rows, int64_t width, const std::vector<T*>& layers);
+  void (*normalize_layers_gradient)(
+      const std::vector<const T*>& grads, const T* x, int64_t rows, int64_t width, T* grad_x);
+  void (*transport_plan)(const Transport&, const T* cost, T* plan);
+  void (*transport_plan_gradient)(const Transport&, const T* grad, const T* plan, T* grad_cost);
+  void (*relation_weight)(const Rows&, const T* key, double gamma, T* weight);
+  void (*semantic_relation)(const Rows&, const RelationInputs<T>&, const RelationOutputs<T>&);
+  void (*weighted_nce)(
+      const Rows&, const T* query, const T* key, const T* weight, double temperature, bool decoupled, T* loss,
+      T* gradient);
+  void (*attend_forward)(const Attend&, const AttendInputs<T>&, T* output, T* lse);
+  void (*attend_backward)(const Attend&, const AttendInputs<T>&, const AttendGradients<T>&);
+  void (*feature_distance)(const FeatureMaps&, const T* one, const T* other, T* loss);
+  void (*feature_distance_gradient)(const FeatureMaps&, const T* grad, const T* one, const T* other, T* grad_one);
+};
+
 // One instruction set's kernels.
 struct Kernels {
   const char* name;
-  void (*patch_nce_forward_f32)(const PatchNce&, const PatchNceForward<float>&);
-  void (*patch_nce_forward_f64)(const PatchNce&, const PatchNceForward<double>&);
-  void (*patch_nce_backward_f32)(const PatchNce&, const PatchNceBackward<float>&);
-  void (*patch_nce_backward_f64)(const PatchNce&, const PatchNceBackward<double>&);
-  void (*attention_forward_f32)(const Attention&, const AttentionForward<float>&);
-  void (*attention_forward_f64)(const Attention&, const AttentionForward<double>&);
-  void (*attention_backward_f32)(const Attention&, const AttentionBackward<float>&);
-  void (*attention_backward_f64)(const Attention&, const AttentionBackward<double>&);
-  void (*project_forward_f32)(const Projection<float>&);
-  void (*project_forward_f64)(const Projection<double>&);
-  void (*project_backward_f32)(const Projection<float>&, const ProjectionGradients<float>&);
-  void (*project_backward_f64)(const Projection<double>&, const ProjectionGradients<double>&);
-  void (*convolve_f32)(const ConvShape&, const float* input, const float* kernel, const float* bias, float* output);
-  void (*convolve_f64)(const ConvShape&, const double* input, const double* kernel, const double* bias, double* output);
-  void (*convolve_input_gradient_f32)(const ConvShape&, const float* grad, const float* kernel, float* grad_input);
-  void (*convolve_input_gradient_f64)(const ConvShape&, const double* grad, const double* kernel, double* grad_input);
-  void (*convolve_kernel_gradient_f32)(const ConvShape&, const float* input, const float* grad, float* grad_kernel);
-  void (*convolve_kernel_gradient_f64)(const ConvShape&, const double* input, const double* grad, double* grad_kernel);
-  void (*normalize_layers_f32)(const float* x, int64_t rows, int64_t width, const std::vector<float*>& layers);
-  void (*normalize_layers_f64)(const double* x, int64_t rows, int64_t width, const std::vector<double*>& layers);
-  void (*normalize_layers_gradient_f32)(
-      const std::vector<const float*>& grads, const float* x, int64_t rows, int64_t width, float* grad_x);
-  void (*normalize_layers_gradient_f64)(
-      const std::vector<const double*>& grads, const double* x, int64_t rows, int64_t width, double* grad_x);
-  void (*transport_plan_f32)(const Transport&, const float* cost, float* plan);
-  void (*transport_plan_f64)(const Transport&, const double* cost, double* plan);
-  void (*transport_plan_gradient_f32)(const Transport&, const float* grad, const float* plan, float* grad_cost);
-  void (*transport_plan_gradient_f64)(const Transport&, const double* grad, const double* plan, double* grad_cost);
-  void (*relation_weight_f32)(const Rows&, const float* key, double gamma, float* weight);
-  void (*relation_weight_f64)(const Rows&, const double* key, double gamma, double* weight);
-  void (*semantic_relation_f32)(const Rows&, const RelationInputs<float>&, const RelationOutputs<float>&);
-  void (*semantic_relation_f64)(const Rows&, const RelationInputs<double>&, const RelationOutputs<double>&);
-  void (*weighted_nce_f32)(
-      const Rows&, const float* query, const float* key, const float* weight, double temperature, bool decoupled,
-      float* loss, float* gradient);
-  void (*weighted_nce_f64)(
-      const Rows&, const double* query, const double* key, const double* weight, double temperature, bool decoupled,
-      double* loss, double* gradient);
-  void (*attend_forward_f32)(const Attend&, const AttendInputs<float>&, float* output, float* lse);
-  void (*attend_forward_f64)(const Attend&, const AttendInputs<double>&, double* output, double* lse);
-  void (*attend_backward_f32)(const Attend&, const AttendInputs<float>&, const AttendGradients<float>&);
-  void (*attend_backward_f64)(const Attend&, const AttendInputs<double>&, const AttendGradients<double>&);
-  void (*feature_distance_f32)(const FeatureMaps&, const float* one, const float* other, float* loss);
-  void (*feature_distance_f64)(const FeatureMaps&, const double* one, const double* other, double* loss);
-  void (*feature_distance_gradient_f32)(
-      const FeatureMaps&, const float* grad, const float* one, const float* other, float* grad_one);
-  void (*feature_distance_gradient_f64)(
-      const FeatureMaps&, const double* grad, const double* one, const double* other, double* grad_one);
+  Typed<float> f32;
+  Typed<double> f64;
   void (*blur)(const Blur&, const void* from, void* to);
   void (*instance_norm)(const InstanceNorm&);
   void (*max_pool)(const MaxPool&);
   void (*gather)(const Features*, const Patches*, int64_t layers);  // patches = features at index, of each layer
   void (*scatter)(const Features&, const Patches&); // features += patches at index
+
+  template <typename T>
+  const Typed<T>& of() const {
+    if constexpr (std::is_same_v<T, double>)
+      return f64;
+    else
+      return f32;
+  }
 };
 
 namespace baseline {

@@ -42,12 +42,6 @@ T* data_or_null(const Tensor& tensor) {
 }
 
 template <typename T>
-PatchNceForward<T> forward_outputs(const Tensor& loss, const Tensor& lse, const Tensor& qs, const Tensor& ks, const Tensor& u) {
-  return {loss.mutable_data_ptr<T>(), lse.mutable_data_ptr<T>(), data_or_null<T>(qs), data_or_null<T>(ks),
-          data_or_null<T>(u)};
-}
-
-template <typename T>
 PatchNceBackward<T> backward_arguments(
     const PatchNce& p, const Tensor& grad_loss, const Tensor& lse, const Tensor& qs, const Tensor& ks,
     const Tensor& grad_query, const Tensor& grad_key) {
@@ -78,12 +72,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> patch_nce_forward_cpu(
   const Tensor key_scale = empty_of(query, normalize ? shape : none, type);
   const Tensor gradient =
       empty_of(query, with_gradient ? std::vector<int64_t>{p.images, p.samples, p.width} : none, type);
-  if (loss.numel()) {
-    if (type == ScalarType::Double)
-      kernels().patch_nce_forward_f64(p, forward_outputs<double>(loss, lse, query_scale, key_scale, gradient));
-    else
-      kernels().patch_nce_forward_f32(p, forward_outputs<float>(loss, lse, query_scale, key_scale, gradient));
-  }
+  if (loss.numel())
+    in_type(type == ScalarType::Double, [&](auto zero) {
+      using T = decltype(zero);
+      kernels().of<T>().patch_nce_forward(
+          p, {loss.mutable_data_ptr<T>(), lse.mutable_data_ptr<T>(), data_or_null<T>(query_scale),
+              data_or_null<T>(key_scale), data_or_null<T>(gradient)});
+    });
   return {loss, lse, query_scale, key_scale, gradient};
 }
 
@@ -97,14 +92,12 @@ std::tuple<Tensor, Tensor> patch_nce_backward_cpu(
   const std::vector<int64_t> shape = {p.images, p.samples, p.width}, none = {0};
   const Tensor grad_query = empty_of(query, need_query ? shape : none, type);
   const Tensor grad_key = empty_of(query, need_key ? shape : none, type);
-  if (grad_query.numel() || grad_key.numel()) {
-    if (type == ScalarType::Double)
-      kernels().patch_nce_backward_f64(
-          p, backward_arguments<double>(p, grad_loss, lse, query_scale, key_scale, grad_query, grad_key));
-    else
-      kernels().patch_nce_backward_f32(
-          p, backward_arguments<float>(p, grad_loss, lse, query_scale, key_scale, grad_query, grad_key));
-  }
+  if (grad_query.numel() || grad_key.numel())
+    in_type(type == ScalarType::Double, [&](auto zero) {
+      using T = decltype(zero);
+      kernels().of<T>().patch_nce_backward(
+          p, backward_arguments<T>(p, grad_loss, lse, query_scale, key_scale, grad_query, grad_key));
+    });
   return {grad_query, grad_key};
 }
 

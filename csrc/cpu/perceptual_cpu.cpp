@@ -28,14 +28,11 @@ MaxPool pool_of(const Tensor& x) {
 Tensor feature_distance_cpu(Tensor features, Tensor target, double epsilon) {
   const FeatureMaps s = maps_of(features, target, epsilon);
   const Tensor loss = torch::stable::new_empty(features, {s.images});
-  if (is_double(features, "features"))
-    kernels().feature_distance_f64(
-        s, contiguous_data<double>(features, "features"), contiguous_data<double>(target, "target"),
-        loss.mutable_data_ptr<double>());
-  else
-    kernels().feature_distance_f32(
-        s, contiguous_data<float>(features, "features"), contiguous_data<float>(target, "target"),
-        loss.mutable_data_ptr<float>());
+  in_type(is_double(features, "features"), [&](auto zero) {
+    using T = decltype(zero);
+    kernels().of<T>().feature_distance(
+        s, contiguous_data<T>(features, "features"), contiguous_data<T>(target, "target"), loss.mutable_data_ptr<T>());
+  });
   return loss;
 }
 
@@ -44,14 +41,12 @@ Tensor feature_distance_gradient_cpu(Tensor grad_loss, Tensor features, Tensor t
   check_shape(grad_loss, "grad_loss", {s.images});
   check_type(grad_loss, "grad_loss", features.scalar_type());
   const Tensor gradient = torch::stable::empty_like(features);
-  if (is_double(features, "features"))
-    kernels().feature_distance_gradient_f64(
-        s, contiguous_data<double>(grad_loss, "grad_loss"), contiguous_data<double>(features, "features"),
-        contiguous_data<double>(target, "target"), gradient.mutable_data_ptr<double>());
-  else
-    kernels().feature_distance_gradient_f32(
-        s, contiguous_data<float>(grad_loss, "grad_loss"), contiguous_data<float>(features, "features"),
-        contiguous_data<float>(target, "target"), gradient.mutable_data_ptr<float>());
+  in_type(is_double(features, "features"), [&](auto zero) {
+    using T = decltype(zero);
+    kernels().of<T>().feature_distance_gradient(
+        s, contiguous_data<T>(grad_loss, "grad_loss"), contiguous_data<T>(features, "features"),
+        contiguous_data<T>(target, "target"), gradient.mutable_data_ptr<T>());
+  });
   return gradient;
 }
 

@@ -47,18 +47,17 @@ void check(const std::vector<Tensor>& patches, const std::vector<Tensor>& parame
 template <typename T>
 void forward(
     const std::vector<Tensor>& patches, const std::vector<Tensor>& parameters, const Tensor& output,
-    const Tensor& hidden, void (*kernel)(const Projection<T>&)) {
+    const Tensor& hidden) {
   Projection<T> p = problem<T>(patches, parameters);
   p.output = output.mutable_data_ptr<T>();
   p.hidden_values = hidden.numel() ? hidden.mutable_data_ptr<T>() : nullptr;
-  if (p.rows) kernel(p);
+  if (p.rows) kernels().of<T>().project_forward(p);
 }
 
 template <typename T>
 void backward(
     const Tensor& grad_output, const std::vector<Tensor>& patches, const Tensor& hidden,
-    const std::vector<Tensor>& parameters, const std::vector<Tensor>& grads, bool need_patches, bool need_parameters,
-    void (*kernel)(const Projection<T>&, const ProjectionGradients<T>&)) {
+    const std::vector<Tensor>& parameters, const std::vector<Tensor>& grads, bool need_patches, bool need_parameters) {
   Projection<T> p = problem<T>(patches, parameters);
   const int64_t layers = int64_t(patches.size());
   check_shape(grad_output, "grad_output", {layers, patches[0].size(0), patches[0].size(1), p.out});
@@ -69,7 +68,7 @@ void backward(
   for (size_t n = 0; n < patches.size(); ++n)
     to.patches.push_back(need_patches ? grads[next++].mutable_data_ptr<T>() : nullptr);
   while (need_parameters && next < grads.size()) to.weights.push_back(grads[next++].mutable_data_ptr<T>());
-  kernel(p, to);
+  kernels().of<T>().project_backward(p, to);
 }
 
 }  // namespace
@@ -84,10 +83,7 @@ std::tuple<Tensor, Tensor> project_patches_forward_cpu(
       like, std::vector<int64_t>{layers, like.size(0), like.size(1), parameters[2].size(0)});
   const Tensor hidden = torch::stable::new_empty(
       like, keep_hidden ? std::vector<int64_t>{layers, rows_of(like), hidden_width} : std::vector<int64_t>{0});
-  if (in_double)
-    forward<double>(patches, parameters, output, hidden, kernels().project_forward_f64);
-  else
-    forward<float>(patches, parameters, output, hidden, kernels().project_forward_f32);
+  in_type(in_double, [&](auto zero) { forward<decltype(zero)>(patches, parameters, output, hidden); });
   return {output, hidden};
 }
 
@@ -102,14 +98,9 @@ std::vector<Tensor> project_patches_backward_cpu(
   };
   if (need_patches) like(patches);
   if (need_parameters) like(parameters);
-  if (in_double)
-    backward<double>(
-        grad_output, patches, hidden, parameters, grads, need_patches, need_parameters,
-        kernels().project_backward_f64);
-  else
-    backward<float>(
-        grad_output, patches, hidden, parameters, grads, need_patches, need_parameters,
-        kernels().project_backward_f32);
+  in_type(in_double, [&](auto zero) {
+    backward<decltype(zero)>(grad_output, patches, hidden, parameters, grads, need_patches, need_parameters);
+  });
   return grads;
 }
 

@@ -23,10 +23,10 @@ Tensor relation_weight_cpu(Tensor key, double gamma) {
   const Rows p = rows_of(key, "key");
   STD_TORCH_CHECK(gamma > 0, "gamma must be positive");
   const Tensor weight = torch::stable::new_empty(key, {p.images, p.samples, p.samples});
-  if (is_double(key, "key"))
-    kernels().relation_weight_f64(p, contiguous_data<double>(key, "key"), gamma, weight.mutable_data_ptr<double>());
-  else
-    kernels().relation_weight_f32(p, contiguous_data<float>(key, "key"), gamma, weight.mutable_data_ptr<float>());
+  in_type(is_double(key, "key"), [&](auto zero) {
+    using T = decltype(zero);
+    kernels().of<T>().relation_weight(p, contiguous_data<T>(key, "key"), gamma, weight.mutable_data_ptr<T>());
+  });
   return weight;
 }
 
@@ -37,16 +37,13 @@ std::tuple<Tensor, Tensor, Tensor> semantic_relation_cpu(Tensor query, Tensor ke
   const Tensor loss = torch::stable::new_empty(query, {p.images, p.samples});
   const Tensor weight = torch::stable::new_empty(query, {p.images, p.samples, p.samples});
   const Tensor room = torch::stable::empty_like(weight), gradient = torch::stable::empty_like(query);
-  if (is_double(query, "query"))
-    kernels().semantic_relation_f64(
-        p, {contiguous_data<double>(query, "query"), contiguous_data<double>(key, "key"), gamma},
-        {loss.mutable_data_ptr<double>(), gradient.mutable_data_ptr<double>(), weight.mutable_data_ptr<double>(),
-         room.mutable_data_ptr<double>()});
-  else
-    kernels().semantic_relation_f32(
-        p, {contiguous_data<float>(query, "query"), contiguous_data<float>(key, "key"), gamma},
-        {loss.mutable_data_ptr<float>(), gradient.mutable_data_ptr<float>(), weight.mutable_data_ptr<float>(),
-         room.mutable_data_ptr<float>()});
+  in_type(is_double(query, "query"), [&](auto zero) {
+    using T = decltype(zero);
+    kernels().of<T>().semantic_relation(
+        p, {contiguous_data<T>(query, "query"), contiguous_data<T>(key, "key"), gamma},
+        {loss.mutable_data_ptr<T>(), gradient.mutable_data_ptr<T>(), weight.mutable_data_ptr<T>(),
+         room.mutable_data_ptr<T>()});
+  });
   return {loss, gradient, weight};
 }
 
@@ -61,16 +58,13 @@ std::tuple<Tensor, Tensor> weighted_nce_cpu(
   }
   const Tensor loss = torch::stable::new_empty(query, {p.images, p.samples});
   const Tensor gradient = torch::stable::empty_like(query);
-  if (is_double(query, "query"))
-    kernels().weighted_nce_f64(
-        p, contiguous_data<double>(query, "query"), contiguous_data<double>(key, "key"),
-        weight ? contiguous_data<double>(*weight, "weight") : nullptr, temperature, decoupled,
-        loss.mutable_data_ptr<double>(), gradient.mutable_data_ptr<double>());
-  else
-    kernels().weighted_nce_f32(
-        p, contiguous_data<float>(query, "query"), contiguous_data<float>(key, "key"),
-        weight ? contiguous_data<float>(*weight, "weight") : nullptr, temperature, decoupled,
-        loss.mutable_data_ptr<float>(), gradient.mutable_data_ptr<float>());
+  in_type(is_double(query, "query"), [&](auto zero) {
+    using T = decltype(zero);
+    kernels().of<T>().weighted_nce(
+        p, contiguous_data<T>(query, "query"), contiguous_data<T>(key, "key"),
+        weight ? contiguous_data<T>(*weight, "weight") : nullptr, temperature, decoupled, loss.mutable_data_ptr<T>(),
+        gradient.mutable_data_ptr<T>());
+  });
   return {loss, gradient};
 }
 

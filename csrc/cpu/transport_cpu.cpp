@@ -18,10 +18,10 @@ Transport problem(const Tensor& cost, const char* name, double epsilon, int64_t 
 Tensor transport_plan_cpu(Tensor cost, double epsilon, int64_t iterations) {
   const Transport p = problem(cost, "cost", epsilon, iterations);
   const Tensor plan = torch::stable::empty_like(cost);
-  if (is_double(cost, "cost"))
-    kernels().transport_plan_f64(p, contiguous_data<double>(cost, "cost"), plan.mutable_data_ptr<double>());
-  else
-    kernels().transport_plan_f32(p, contiguous_data<float>(cost, "cost"), plan.mutable_data_ptr<float>());
+  in_type(is_double(cost, "cost"), [&](auto zero) {
+    using T = decltype(zero);
+    kernels().of<T>().transport_plan(p, contiguous_data<T>(cost, "cost"), plan.mutable_data_ptr<T>());
+  });
   return plan;
 }
 
@@ -30,12 +30,11 @@ Tensor transport_plan_gradient_cpu(Tensor grad, Tensor plan, double epsilon, int
   check_shape(grad, "grad", {p.images, p.rows, p.columns});
   check_type(grad, "grad", plan.scalar_type());
   const Tensor to = torch::stable::empty_like(plan);
-  if (is_double(plan, "plan"))
-    kernels().transport_plan_gradient_f64(
-        p, contiguous_data<double>(grad, "grad"), contiguous_data<double>(plan, "plan"), to.mutable_data_ptr<double>());
-  else
-    kernels().transport_plan_gradient_f32(
-        p, contiguous_data<float>(grad, "grad"), contiguous_data<float>(plan, "plan"), to.mutable_data_ptr<float>());
+  in_type(is_double(plan, "plan"), [&](auto zero) {
+    using T = decltype(zero);
+    kernels().of<T>().transport_plan_gradient(
+        p, contiguous_data<T>(grad, "grad"), contiguous_data<T>(plan, "plan"), to.mutable_data_ptr<T>());
+  });
   return to;
 }
 
