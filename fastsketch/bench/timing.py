@@ -83,5 +83,3 @@ def measure(
     finally:
         gc.enable()
     return times
-
-
