@@ -13,7 +13,7 @@ from fastsketch import _backend
 from fastsketch.ops import formula
 from fastsketch.ops.eager import are_plain, is_transformed, nothing_looks_on
 from fastsketch.reference import patch_nce as plain
-from fastsketch.reference.patch_nce import accumulation_dtype
+from fastsketch.reference.precision import accumulation_dtype
 
 
 @torch.library.custom_op("fastsketch::patch_nce_forward", mutates_args=())
