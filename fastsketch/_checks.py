@@ -1,7 +1,7 @@
 """What an argument must be: a clear error that names it, for whatever asks (`fastsketch.functional`)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 
 import torch
@@ -50,6 +50,14 @@ def check_above_zero(name: str, value: float) -> None:
     check_number(name, value)
     if not 0 < value < math.inf:  # math.isfinite would break the graph where torch.compile makes the float symbolic
         raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_values(name: str, x: Tensor, wanted: str, fits: Callable[[float], bool]) -> None:
+    """One look at all values: the least and the largest must fit, and NaN must not; `wanted` ends in a comma or so."""
+    if x.numel():
+        low, high = (end.item() for end in x.aminmax())
+        if not (fits(low) and fits(high)):
+            raise ValueError(f"{name} must {wanted} got {low} to {high}")
 
 
 def check_sides(name: str, value: Sequence[int]) -> None:

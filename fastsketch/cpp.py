@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastsketch.reference.gather import empty_features
-from fastsketch.reference.patch_nce import accumulation_dtype
+from fastsketch.reference.precision import accumulation_dtype, widened
 
 _FOLDER = Path(__file__).parent
 CHECKS_VALUES = True
@@ -364,8 +364,7 @@ def feature_distance(
     epsilon: float,
 ) -> Tensor:  # [B], float32 (float64 of float64)
     """See `fastsketch.reference.features`."""
-    wide = accumulation_dtype(features.dtype)
-    return _ops.feature_distance(features.to(wide).contiguous(), target.to(wide).contiguous(), epsilon)
+    return _ops.feature_distance(widened(features).contiguous(), widened(target).contiguous(), epsilon)
 
 
 def feature_distance_gradient(
@@ -411,7 +410,7 @@ def sample_patches(
     boost: float,
 ) -> Tensor:  # [B, S] int64
     """See `fastsketch.reference.sampling`: the same indices for the same uniforms."""
-    density, uniform = (x.to(accumulation_dtype(x.dtype)).contiguous() for x in (density, uniform))
+    density, uniform = (widened(x).contiguous() for x in (density, uniform))
     region = None if region is None else region.long().contiguous()
     return _ops.sample_patches(density, region, uniform, num_patches, threshold, boost)
 

@@ -31,7 +31,7 @@ from fastsketch.ops import patch_nce as _patch_nce
 from fastsketch.ops import placing as _placing
 from fastsketch.ops import projection as _projection
 from fastsketch.ops import sampling as _sampling
-from fastsketch.reference.patch_nce import accumulation_dtype
+from fastsketch.reference.precision import widened
 
 Negatives = Literal["image", "same_region", "other_regions", "batch"]
 Reduction = Literal["mean", "sum", "none"]
@@ -478,6 +478,6 @@ def local_density(structure_map: Tensor, window: int = 7) -> Tensor:
         raise ValueError(f"structure_map must be [B, H, W], got {list(structure_map.shape)}")
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window must be odd and positive, got {window}")
-    values = structure_map.to(accumulation_dtype(structure_map.dtype))[:, None]
+    values = widened(structure_map)[:, None]
     mean = torch.nn.functional.avg_pool2d(values, window, stride=1, padding=window // 2, count_include_pad=False)
     return mean[:, 0]

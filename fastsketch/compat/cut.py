@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fastsketch.functional import gather_layers, patch_nce, project_and_normalize, project_patches
 from fastsketch.nn.projection import is_plain, plain_parameters
+from fastsketch.reference.precision import EPSILON, accumulation_dtype
 
 INITIALISERS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "normal": lambda weight, gain: nn.init.normal_(weight, 0.0, gain),
@@ -41,7 +42,7 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` [N, D] or [N, D, ...] along D."""
-        return x / (torch.linalg.vector_norm(x, ord=self.power, dim=1, keepdim=True) + 1e-7)
+        return x / (torch.linalg.vector_norm(x, ord=self.power, dim=1, keepdim=True) + EPSILON)
 
 
 class PatchNCELoss(nn.Module):
@@ -256,7 +257,7 @@ class PatchSampleF(nn.Module):
         mlps = [getattr(self, f"mlp_{feat_id}", None) for feat_id in range(len(patches))] if self.use_mlp else []
         parameters = [plain_parameters(mlp) for mlp in mlps if mlp is not None]
         first = patches[0]
-        dtype = torch.promote_types(first.dtype, torch.float32)
+        dtype = accumulation_dtype(first.dtype)
         alike = len(parameters) == len(patches) and all(
             layer and layer[0].dtype == dtype and layer[0].shape[1] == x.shape[2]
             for layer, x in zip(parameters, patches, strict=True)
@@ -274,7 +275,7 @@ class PatchSampleF(nn.Module):
 
     def _project(self, feat_id: int, patches: Tensor) -> Tensor:
         """The layer's mlp, if there is one, in float32, or float64 if patches or weights are."""
-        dtype = torch.promote_types(patches.dtype, torch.float32)
+        dtype = accumulation_dtype(patches.dtype)
         if not self.use_mlp:
             return patches.to(dtype)
         mlp = getattr(self, f"mlp_{feat_id}", None)

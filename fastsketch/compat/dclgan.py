@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastsketch.compat import cut
 from fastsketch.functional import patch_nce
+from fastsketch.reference.precision import accumulation_dtype, unit_rows
 
 
 class PatchNCELoss(cut.PatchNCELoss):
@@ -41,9 +42,8 @@ class PatchNCELoss(cut.PatchNCELoss):
         query, key, temperature = feat_q, feat_k.detach(), self.opt.nce_T
         learned = isinstance(temperature, Tensor) and temperature.requires_grad
         if learned:  # let autograd see it: dividing queries by it takes normalised ones
-            dtype = torch.promote_types(feat_q.dtype, torch.float32)
-            unit = cut.Normalize(2)
-            query, key, temperature = unit(query.to(dtype)) / temperature, unit(key.to(dtype)), 1.0
+            dtype = accumulation_dtype(feat_q.dtype)
+            query, key, temperature = unit_rows(query.to(dtype)) / temperature, unit_rows(key.to(dtype)), 1.0
         return patch_nce(query[None], key[None], temperature=temperature, normalize=not learned, reduction="none")[0]
 
 

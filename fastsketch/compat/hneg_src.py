@@ -10,6 +10,7 @@ from fastsketch._checks import check_above_zero, check_number
 from fastsketch.compat import cut
 from fastsketch.compat.dclgan import PatchSampleF
 from fastsketch.ops.relation import Relation, WeightedNCE, relation_weight
+from fastsketch.reference.precision import widened
 
 __all__ = ["PatchHDCELoss", "PatchNCELoss", "PatchSampleF", "SRC_Loss"]
 
@@ -49,10 +50,10 @@ class SRC_Loss(cut.PatchNCELoss):
         gamma = self._gamma(epoch)
         shape = self._shape(feat_q, feat_k)
         with torch.autocast(feat_q.device.type, enabled=False):
-            key = _wide(feat_k.detach()).reshape(shape)
+            key = widened(feat_k.detach()).reshape(shape)
             if only_weight:
                 return 0, relation_weight(key, gamma)
-            loss, weight = Relation.apply(_wide(feat_q).reshape(shape), key, gamma)
+            loss, weight = Relation.apply(widened(feat_q).reshape(shape), key, gamma)
             return loss.sum(), weight
 
     def _gamma(self, epoch: int | None) -> float:
@@ -103,7 +104,7 @@ class PatchNCELoss(cut.PatchNCELoss):
         if weight is not None and weight.shape != (images, samples, samples):
             raise ValueError(f"weight must be {[images, samples, samples]}, got {list(weight.shape)}")
         with torch.autocast(feat_q.device.type, enabled=False):
-            query, key = (_wide(x).reshape(images, samples, width) for x in (feat_q, feat_k.detach()))
+            query, key = (widened(x).reshape(images, samples, width) for x in (feat_q, feat_k.detach()))
             weight = None if weight is None else weight.detach().to(query.dtype)
             return WeightedNCE.apply(query, key, weight, float(self.opt.nce_T), self.decoupled).flatten()
 
@@ -118,7 +119,3 @@ class PatchHDCELoss(PatchNCELoss):
     """
 
     decoupled = True
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

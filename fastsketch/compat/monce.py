@@ -16,6 +16,7 @@ from fastsketch.compat import cut
 from fastsketch.compat.cut import PatchNCELoss
 from fastsketch.compat.dclgan import PatchSampleF
 from fastsketch.ops.transport import TransportPlan
+from fastsketch.reference.precision import accumulation_dtype
 
 __all__ = ["MoNCELoss", "PatchNCELoss", "PatchSampleF"]
 
@@ -56,7 +57,7 @@ class MoNCELoss(cut.PatchNCELoss):
         if self.opt.cost_type not in ("easy", "hard"):
             raise ValueError(f"opt.cost_type must be easy or hard, got {self.opt.cost_type!r}")
         shape = self._shape(feat_q, feat_k)
-        dtype = torch.promote_types(feat_q.dtype, torch.float32)
+        dtype = accumulation_dtype(feat_q.dtype)
         with torch.autocast(feat_q.device.type, enabled=False):
             query, key = feat_q.to(dtype).reshape(shape), feat_k.detach().to(dtype).reshape(shape)
             products = torch.bmm(query, key.mT)

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastsketch.compat import dclgan
 from fastsketch.compat.cut import PatchNCELoss
 from fastsketch.functional import attention_statistics, gather_patches
+from fastsketch.reference.precision import widened
 
 __all__ = ["PatchNCELoss", "PatchSampleF", "select_queries"]
 
@@ -37,7 +38,7 @@ def select_queries(features: Tensor, num_patches: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"num_patches must be 0 or more, got {num_patches}")
     if features.dim() < 3 or 0 in features.shape:
         raise ValueError(f"features must be [B, C, *spatial], not empty, got shape {list(features.shape)}")
-    flat = features.flatten(2).to(torch.promote_types(features.dtype, torch.float32))  # [B, C, N]
+    flat = widened(features.flatten(2))  # [B, C, N]
     with torch.autocast(features.device.type, enabled=False):
         with torch.no_grad():
             _, entropy = attention_statistics(flat.mT, flat.mT, scale=1.0)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsketch.nn.own_kernels import kernel
+from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
-from fastsketch.ops.eager import nothing_looks_on
+from fastsketch.reference.precision import widened
 
 QUERY_CHUNK = 1024
 """Queries attended at a time by the framework without gradients, so that large pictures need no N×M matrix."""
@@ -62,10 +62,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, own_kernel: bool = True) -
         raise ValueError(f"query, key and value must be [B, d, N], [B, d, M] and [B, C, M], got {shapes}")
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f"query, key and value must be of one dtype, got {query.dtype}, {key.dtype}, {value.dtype}")
-    plain = own_kernel and nothing_looks_on(query, key, value) and key.numel() > 0
-    if plain and kernel("attend_forward", query.device) is not None:
-        wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-        return _Attend.apply(*(x.to(wide).contiguous() for x in (query, key, value))).to(query.dtype)
+    if usable("attend_forward", query, key, value, on=own_kernel) and key.numel() > 0:
+        return _Attend.apply(*(widened(x).contiguous() for x in (query, key, value))).to(query.dtype)
     # One head, and the width contiguous (as it is in channels-last features): GPUs have fused kernels for nothing else.
     query, key, value = (x.mT.contiguous()[:, None] for x in (query, key, value))
     chunks = [query] if torch.is_grad_enabled() else query.split(QUERY_CHUNK, dim=2)

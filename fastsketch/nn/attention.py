@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fastsketch.functional import attention_statistics
 from fastsketch.nn.attend import attend
+from fastsketch.reference.precision import widened
 
 
 def _minmax(score: Tensor) -> Tensor:  # [B, N] -> [B, N]
@@ -63,7 +64,8 @@ class DualAttention(nn.Module):
         flat = features.flatten(2)
         # The Gram matrix sums over all positions: too large for half precision.
         with torch.autocast(features.device.type, enabled=False):
-            energy = flat.float() @ flat.float().mT if flat.dtype != torch.float64 else flat @ flat.mT
+            wide = widened(flat)
+            energy = wide @ wide.mT
             weights = (energy.amax(-1, keepdim=True) - energy).softmax(-1)
         return (weights.to(flat.dtype) @ flat).view_as(features)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsketch.nn.own_kernels import kernel
+from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
 from fastsketch.ops.eager import nothing_looks_on
 
@@ -70,9 +70,8 @@ class _Blur(nn.Module):
         if nothing_looks_on(self.filt) and not torch.equal(self.filt.cpu().float(), self._values.expand_as(self.filt)):
             errors.append(f"{prefix}filt must be the binomial kernel {self._values.tolist()}")
 
-    def _takes_kernel(self, x: Tensor) -> bool:
-        plain = self.own_kernel and nothing_looks_on(x) and x.dim() == 4 and x.is_floating_point()
-        return plain and min(x.shape[2:]) >= 2 and kernel("blur_downsample", x.device) is not None
+    def _takes_kernel(self, name: str, x: Tensor) -> bool:
+        return usable(name, x, on=self.own_kernel) and x.dim() == 4 and min(x.shape[2:]) >= 2
 
 
 class BlurDownsample(_Blur):
@@ -89,7 +88,7 @@ class BlurDownsample(_Blur):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W], sides at least 2, to [B, C, ⌈H/2⌉, ⌈W/2⌉]."""
-        if self._takes_kernel(x):
+        if self._takes_kernel("blur_downsample", x):
             return _Downsample.apply(x, self.filt)
         return _downsample(x, self.filt)
 
@@ -106,6 +105,6 @@ class BlurUpsample(_Blur):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, C, 2H, 2W]."""
-        if self._takes_kernel(x):
+        if self._takes_kernel("blur_upsample", x):
             return _Upsample.apply(x, self.filt)
         return _upsample(x, self.filt)

@@ -16,25 +16,28 @@ Those of 7×7 (`csrc/cpu/direct.h`) follow the definition, along rows, where the
 import torch
 from torch import Tensor, nn
 
-from fastsketch.nn.own_kernels import kernel
+from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.nn.padding import reflection_pad
 from fastsketch.ops import formula
 from fastsketch.ops.eager import nothing_looks_on
 
-SMALLEST = 32
+MIN_CHANNELS = 32
 """Channels, in and out, below which the transforms cost more than the products save."""
 
-FEWEST = 16
+MIN_TILES = 16
 """Tiles of outputs, in all images, below which the kernels' transform costs more than the products save."""
-
 
 LARGEST_PADDING = {3: 2, 4: 2, 7: 3}
 """By the kernel's side."""
 
 
-def is_available() -> bool:
+def winograd_is_available() -> bool:
     """Whether the C++ kernels are there, and in use; without them these convolutions are the framework's."""
     return kernel("convolve", torch.device("cpu")) is not None
+
+
+is_available = winograd_is_available
+"""Its name in `training/checkpoint.py`."""
 
 
 class _Convolve(torch.autograd.Function):
@@ -103,9 +106,9 @@ def convolve(
         raise ValueError(f"x must be [B, Cin, H, W] with sides of at least {least}, got {list(x.shape)}")
     if tuple(weight.shape[1:]) != (x.shape[1], size, size):
         raise ValueError(f"weight must be [Cout, {x.shape[1]}, {size}, {size}], got {list(weight.shape)}")
-    if not nothing_looks_on(x, weight, bias) or weight.numel() == 0 or kernel("convolve", x.device) is None:
-        return _plain(x, weight, bias, padding, reflect)
-    return _Convolve.apply(x.contiguous(), weight, bias, padding, reflect)
+    if usable("convolve", x, weight, bias) and weight.numel() > 0:
+        return _Convolve.apply(x.contiguous(), weight, bias, padding, reflect)
+    return _plain(x, weight, bias, padding, reflect)
 
 
 class _PaddedConv2d(nn.Conv2d):
@@ -146,7 +149,7 @@ class WinogradConv2d(_PaddedConv2d):
         tile = 7 - self.kernel_size[0]
         tiles = x.shape[0] * (x.shape[2] // tile) * (x.shape[3] // tile)
         cast = torch.is_autocast_enabled("cpu") and self.weight.dtype == torch.float32  # float64 is left alone by it
-        if tiles < FEWEST or (x.dtype != self.weight.dtype and not cast):
+        if tiles < MIN_TILES or (x.dtype != self.weight.dtype and not cast):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             x = x.float() if cast else x
@@ -192,4 +195,4 @@ def use_winograd(module: nn.Module, on: bool = True) -> None:
     """Switch the convolutions of a network that are wide enough to gain from it."""
     for layer in module.modules():
         if isinstance(layer, WinogradConv2d):
-            layer.winograd = on and min(layer.in_channels, layer.out_channels) >= SMALLEST
+            layer.winograd = on and min(layer.in_channels, layer.out_channels) >= MIN_CHANNELS

@@ -7,8 +7,7 @@ once backward, and keep nothing between the two; the framework's operators write
 import torch
 from torch import Tensor
 
-from fastsketch.nn.own_kernels import kernel
-from fastsketch.ops.eager import nothing_looks_on
+from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.reference import features as plain
 
 EPSILON = 1e-3
@@ -50,8 +49,8 @@ def normalized_distance(features: Tensor, target: Tensor, own_kernel: bool = Tru
         raise ValueError(
             f"features and target must be [B, C, H, W], of one shape and dtype, got {' and '.join(shapes)}"
         )
-    fits = own_kernel and nothing_looks_on(features, target) and not target.requires_grad and features.numel() > 0
-    if fits and kernel("feature_distance", features.device) is not None:
+    ours = usable("feature_distance", features, target, on=own_kernel)
+    if ours and not target.requires_grad and features.numel() > 0:
         if features.device.type == "cpu":  # the GPU's kernel takes channels-last maps as they are
             features, target = features.contiguous(), target.contiguous()
         return _Distance.apply(features, target)

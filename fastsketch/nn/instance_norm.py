@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsketch.nn.own_kernels import kernel
+from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
-from fastsketch.ops.eager import nothing_looks_on
 
 
 class _InstanceNorm(torch.autograd.Function):
@@ -61,8 +60,7 @@ class InstanceNorm(nn.Module):
             x.dim() != 4 or x.shape[1] != self.channels or x.shape[2] * x.shape[3] == 1
         ):  # a tracer's stand-in has no numbers
             raise ValueError(f"x must be [B, {self.channels}, H, W], more than one position, got {list(x.shape)}")
-        plain = self.own_kernel and nothing_looks_on(x) and x.is_floating_point()
-        if plain and kernel("instance_norm", x.device) is not None:
+        if usable("instance_norm", x, on=self.own_kernel):
             x = x.contiguous() if x.device.type == "cpu" else x  # the GPU's kernel takes channels-last maps as they are
             return _InstanceNorm.apply(x, self.slope, self.eps)
         return _plain(x, self.slope, self.eps)

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsketch.nn.own_kernels import kernel
+from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
-from fastsketch.ops.eager import nothing_looks_on
 
 
 class _MaxPool(torch.autograd.Function):
@@ -35,9 +34,8 @@ class HalvingMaxPool(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W], sides at least 2, to [B, C, ⌊H/2⌋, ⌊W/2⌋]."""
-        plain = self.own_kernel and nothing_looks_on(x) and x.dim() == 4 and x.is_floating_point()
-        plain = plain and x.is_contiguous()  # the framework's is fast with channels last
-        if plain and min(x.shape[2:]) >= 2 and kernel("max_pool", x.device) is not None:
+        ours = usable("max_pool", x, on=self.own_kernel) and x.dim() == 4 and min(x.shape[2:]) >= 2
+        if ours and x.is_contiguous():  # the framework's is fast with channels last
             return _MaxPool.apply(x)
         return super().forward(x)
 

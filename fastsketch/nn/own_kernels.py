@@ -6,9 +6,10 @@ On a CPU all of them are C++, on a GPU norms, blurs, reflection padding and dist
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastsketch import _backend
+from fastsketch.ops.eager import nothing_looks_on
 
 
 def kernel(name: str, device: torch.device) -> Callable | None:
@@ -17,6 +18,14 @@ def kernel(name: str, device: torch.device) -> Callable | None:
     if forced is not None and forced not in (*_backend.PREFERENCE.get(device.type, ()), "reference"):
         return None  # asked for on another kind of device
     return _backend.optional_kernel(name, device)
+
+
+def usable(name: str, *tensors: Tensor | None, on: bool = True) -> bool:
+    """Whether the kernel of this name may compute a call with these tensors, the first of them floating: it is switched
+    on, in use on their device, and only autograd looks on. To ask before anything of a tracer's stand-in.
+    """
+    first = tensors[0]
+    return on and nothing_looks_on(*tensors) and first.is_floating_point() and kernel(name, first.device) is not None
 
 
 def use_own_kernels(module: nn.Module, on: bool = True) -> None:

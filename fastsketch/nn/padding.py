@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsketch.nn.own_kernels import kernel
+from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
-from fastsketch.ops.eager import nothing_looks_on
 
 
 class _Pad(torch.autograd.Function):
@@ -43,8 +42,7 @@ def reflection_pad(x: Tensor, border: int, own_kernel: bool = True) -> Tensor:
     """
     if border == 0:
         return x
-    plain = own_kernel and nothing_looks_on(x) and x.dim() == 4 and x.is_floating_point()
-    if plain and min(x.shape[2:]) > border and kernel("reflection_pad", x.device) is not None:
+    if usable("reflection_pad", x, on=own_kernel) and x.dim() == 4 and min(x.shape[2:]) > border:
         return _Pad.apply(x, border)
     return _plain(x, border)
 

@@ -7,7 +7,7 @@ from fastsketch import _backend
 from fastsketch.ops import formula
 from fastsketch.ops.eager import is_transformed, nothing_looks_on
 from fastsketch.reference import attention as plain
-from fastsketch.reference.patch_nce import accumulation_dtype
+from fastsketch.reference.precision import accumulation_dtype
 
 
 @torch.library.custom_op("fastsketch::attention_statistics_forward", mutates_args=())

@@ -1,11 +1,13 @@
 """When a call may go straight to its kernel: the way through the dispatcher can cost more than the kernel."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+
+from fastsketch import _backend
 
 _PLAIN = (Tensor, Parameter)
 
@@ -36,3 +38,12 @@ def nothing_looks_on(*tensors: Tensor | None) -> bool:
     """Whether only autograd, which the caller sees to, could want to know of a call with these arguments."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return not traced and are_plain(tensors) and not is_transformed()
+
+
+def by_kernel(formula: Callable, *args):
+    """`formula(*args)`, a tensor first; by the optional kernel of its name where there is one and nothing looks on."""
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    kernel = None
+    if nothing_looks_on(*tensors) and tensors[0].numel():
+        kernel = _backend.optional_kernel(formula.__name__, tensors[0].device)
+    return (kernel or formula)(*args)

@@ -7,16 +7,15 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastsketch import _backend
+from fastsketch._checks import check_values
 from fastsketch.ops import exclusive
 from fastsketch.ops.eager import are_plain, is_transformed, nothing_looks_on
 from fastsketch.reference import gather as plain
 
 
 def _check_positions(index: Tensor, size: int) -> None:
-    if index.numel() and _backend.checks_values(index):
-        low, high = (int(x) for x in index.aminmax())
-        if low < 0 or high >= size:
-            raise ValueError(f"index must lie in [0, {size}), the features' positions; got {low} to {high}")
+    if _backend.checks_values(index):
+        check_values("index", index, f"lie in [0, {size}), the features' positions;", lambda value: 0 <= value < size)
 
 
 def _gather_patches(features: Tensor, index: Tensor) -> Tensor:

@@ -5,15 +5,18 @@ two products where forward and recomputing backward take three. It costs [B, S, 
 as the query. Implementations with a kernel `patch_nce_forward_with_gradient` have it.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from fastsketch import _backend
+from fastsketch._checks import check_values
 from fastsketch.ops import formula
 from fastsketch.ops.eager import are_plain, is_transformed, nothing_looks_on
 from fastsketch.reference import patch_nce as plain
-from fastsketch.reference.patch_nce import accumulation_dtype
+from fastsketch.reference.precision import accumulation_dtype
 
 
 @torch.library.custom_op("fastsketch::patch_nce_forward", mutates_args=())
@@ -166,10 +169,8 @@ def check_weight(weight: Tensor) -> None:
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not are_plain((weight,)):
         return
-    if weight.numel() and _backend.checks_values(weight):
-        low, high = (float(x) for x in weight.detach().aminmax())
-        if not (low >= 0 and high < float("inf")):
-            raise ValueError(f"weight must be finite and non-negative, got {low} to {high}")
+    if _backend.checks_values(weight):
+        check_values("weight", weight.detach(), "be finite and non-negative,", lambda value: 0 <= value < math.inf)
 
 
 def patch_nce_losses(

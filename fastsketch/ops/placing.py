@@ -6,20 +6,15 @@ import torch
 from torch import Tensor
 
 from fastsketch import _backend
+from fastsketch._checks import check_values
 from fastsketch.ops.eager import nothing_looks_on
 
 
 def _check(index: Tensor, grid: Sequence[int], uniform: Tensor) -> None:
-    if not index.numel() or not _backend.checks_values(index):
-        return
-    low, high = (int(x) for x in index.aminmax())
-    if low < 0 or high >= grid[0] * grid[1]:
-        raise ValueError(f"index must lie in [0, {grid[0] * grid[1]}), the cells of grid; got {low} to {high}")
-    if not uniform.numel():
-        return
-    low, high = (float(x) for x in uniform.aminmax())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"uniform must lie in [0, 1], got {low} to {high}")
+    if _backend.checks_values(index):
+        cells = grid[0] * grid[1]
+        check_values("index", index, f"lie in [0, {cells}), the cells of grid;", lambda value: 0 <= value < cells)
+        check_values("uniform", uniform, "lie in [0, 1],", lambda value: 0 <= value <= 1)
 
 
 def _place_positions(

@@ -4,30 +4,18 @@ Gradients, which are the queries' alone, are made in the forward pass while the 
 but the weights is kept. A graph of the gradients is made by the plain formulas.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastsketch import _backend
 from fastsketch.ops import formula
-from fastsketch.ops.eager import nothing_looks_on
+from fastsketch.ops.eager import by_kernel
 from fastsketch.reference import relation as plain
-
-
-def _kernel(name: str, *tensors: Tensor | None) -> Callable:
-    first = tensors[0]
-    found = None
-    if nothing_looks_on(*tensors) and first.numel():
-        found = _backend.optional_kernel(name, first.device)
-    return found or getattr(plain, name)
 
 
 def relation_weight(key: Tensor, gamma: float) -> Tensor:
     """See `fastsketch.reference.relation`; no gradient."""
-    key = key.detach()
-    return _kernel("relation_weight", key)(key, gamma)
+    return by_kernel(plain.relation_weight, key.detach(), gamma)
 
 
 class Relation(Function):
@@ -38,7 +26,7 @@ class Relation(Function):
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
         """Keep the gradient."""
-        loss, gradient, weight = _kernel("semantic_relation", query, key)(query, key, gamma)
+        loss, gradient, weight = by_kernel(plain.semantic_relation, query, key, gamma)
         ctx.save_for_backward(query, key, gradient)
         ctx.gamma = gamma
         ctx.mark_non_differentiable(weight)
@@ -66,7 +54,7 @@ class WeightedNCE(Function):
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, weight: Tensor | None, temperature: float, decoupled: bool) -> Tensor:
         """Keep the gradient."""
-        loss, gradient = _kernel("weighted_nce", query, key, weight)(query, key, weight, temperature, decoupled)
+        loss, gradient = by_kernel(plain.weighted_nce, query, key, weight, temperature, decoupled)
         ctx.save_for_backward(query, key, weight, gradient)
         ctx.temperature, ctx.decoupled = temperature, decoupled
         return loss

@@ -1,9 +1,12 @@
 """fastsketch::sample_patches."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from fastsketch import _backend
+from fastsketch._checks import check_values
 from fastsketch.ops.eager import nothing_looks_on
 
 MAX_REGIONS = 1024
@@ -13,16 +16,10 @@ MAX_REGIONS = 1024
 def _check(density: Tensor, region: Tensor | None, uniform: Tensor) -> None:
     if not _backend.checks_values(density):
         return
-    low, high = (float(x) for x in density.aminmax())
-    if not (low >= 0 and high < float("inf")):
-        raise ValueError(f"density must be finite and non-negative, got {low} to {high}")
-    low, high = (float(x) for x in uniform.aminmax())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"uniform must lie in [0, 1], got {low} to {high}")
+    check_values("density", density, "be finite and non-negative,", lambda value: 0 <= value < math.inf)
+    check_values("uniform", uniform, "lie in [0, 1],", lambda value: 0 <= value <= 1)
     if region is not None:
-        low, high = (int(x) for x in region.aminmax())
-        if low < 0 or high >= MAX_REGIONS:
-            raise ValueError(f"region must lie in [0, {MAX_REGIONS}), got {low} to {high}")
+        check_values("region", region, f"lie in [0, {MAX_REGIONS}),", lambda value: 0 <= value < MAX_REGIONS)
 
 
 def _sample_patches(

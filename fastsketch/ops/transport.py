@@ -4,20 +4,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastsketch import _backend
-from fastsketch.ops.eager import nothing_looks_on
+from fastsketch.ops.eager import by_kernel
 from fastsketch.reference import transport as plain
 
 ITERATIONS = 50
 """Sinkhorn iterations, as in MoNCE; as many solve for the gradient."""
-
-
-def _run(name: str, *args):
-    tensors = [x for x in args if isinstance(x, Tensor)]
-    kernel = None
-    if nothing_looks_on(*tensors) and tensors[0].numel():
-        kernel = _backend.optional_kernel(name, tensors[0].device)
-    return (kernel or getattr(plain, name))(*args, ITERATIONS)
 
 
 class TransportPlan(Function):
@@ -30,7 +21,7 @@ class TransportPlan(Function):
     @staticmethod
     def forward(ctx, cost: Tensor, epsilon: float) -> Tensor:
         """Keep the plan."""
-        plan = _run("transport_plan", cost, epsilon)
+        plan = by_kernel(plain.transport_plan, cost, epsilon, ITERATIONS)
         ctx.save_for_backward(plan)
         ctx.epsilon = epsilon
         return plan
@@ -41,4 +32,4 @@ class TransportPlan(Function):
         (plan,) = ctx.saved_tensors
         if torch.is_grad_enabled():
             return plain.transport_plan_gradient(grad, plan, ctx.epsilon, ITERATIONS), None
-        return _run("transport_plan_gradient", grad, plan, ctx.epsilon), None
+        return by_kernel(plain.transport_plan_gradient, grad, plan, ctx.epsilon, ITERATIONS), None

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastsketch.reference.patch_nce import accumulation_dtype
+from fastsketch.reference.precision import accumulation_dtype
 
 CHUNK = 256
 """Rows of the attention matrix that exist at a time."""

@@ -6,10 +6,12 @@ Not among the operators' kernels: `fastsketch.nn.feature_distance` calls it wher
 import torch
 from torch import Tensor
 
+from fastsketch.reference.precision import widened
+
 
 def _unit(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """x over (length + ε), in the dtype of sums, and the length, [B, 1, H, W]."""
-    x = x if x.dtype == torch.float64 else x.float()
+    x = widened(x)
     length = torch.linalg.vector_norm(x, dim=1, keepdim=True)  # whose gradient is 0 where x is
     return x / (length + epsilon), length
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsketch.reference.patch_nce import accumulation_dtype
+from fastsketch.reference.precision import widened
 
 
 def _at_channels(index: Tensor, channels: int) -> Tensor:  # [B, S] -> [B, C, S]
@@ -31,7 +31,7 @@ def gather_layers(
 
 def _scatter_add(base: Tensor, grad_patches: Tensor, index: Tensor) -> Tensor:
     """`base` plus the patch gradients at their positions, summed in the accumulation dtype."""
-    flat = base.to(accumulation_dtype(base.dtype)).flatten(2)
+    flat = widened(base).flatten(2)
     values = grad_patches.to(flat.dtype).mT
     total = flat.scatter_add(2, _at_channels(index, flat.shape[1]), values)
     return torch.empty_like(base).copy_(total.view(base.shape))

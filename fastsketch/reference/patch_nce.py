@@ -3,13 +3,7 @@
 import torch
 from torch import Tensor
 
-EPSILON = 1e-7
-"""Added to the norm before dividing, as CUT does."""
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 stays float64; all else is computed in float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from fastsketch.reference.precision import EPSILON, accumulation_dtype
 
 
 def inverse_norm(x: Tensor) -> Tensor:  # [B, S, D] -> [B, S]

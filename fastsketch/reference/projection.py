@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsketch.reference.patch_nce import EPSILON
+from fastsketch.reference.precision import unit_rows
 
 
 def project_patches(
@@ -30,5 +30,4 @@ def project_and_normalize(
     parameters: Sequence[Tensor],  # as above
 ) -> list[Tensor]:  # L times [B·S, D]
     """y / (‖y‖₂ + 1e-7), row by row, of the projected patches; a zero row stays zero and has a finite gradient."""
-    rows = (y.flatten(0, 1) for y in _projected(patches, parameters))
-    return [y / (torch.linalg.vector_norm(y, dim=-1, keepdim=True) + EPSILON) for y in rows]
+    return [unit_rows(y.flatten(0, 1)) for y in _projected(patches, parameters)]

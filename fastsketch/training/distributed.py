@@ -15,6 +15,7 @@ from torch.distributed.nn.functional import all_gather
 
 from fastsketch.errors import FastsketchError
 from fastsketch.functional import patch_nce
+from fastsketch.reference.precision import unit_rows, widened
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def patch_nce_over_ranks(
         float32 [L, N] (float64 for float64).
     """
     own = dist.get_rank()
-    query, key = (_normalized(x) for x in (query, key))
+    query, key = (unit_rows(widened(x)) for x in (query, key))  # as the operator normalises
     sums = []
     for rank, keys in enumerate(gather_rows(key)):
         stand_in = (query * keys).sum(-1) / temperature
@@ -150,9 +151,3 @@ def patch_nce_over_ranks(
         if rank == own:
             positive = stand_in
     return torch.stack(sums).logsumexp(0) - positive
-
-
-def _normalized(x: Tensor) -> Tensor:
-    """As the operator normalises: x / (‖x‖ + 1e-7), in float32 at least."""
-    x = x if x.dtype == torch.float64 else x.float()
-    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-7)

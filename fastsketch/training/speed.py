@@ -7,7 +7,7 @@ import torch
 
 from fastsketch import _backend
 from fastsketch.errors import FastsketchError
-from fastsketch.nn.convolution import is_available
+from fastsketch.nn.convolution import winograd_is_available
 from fastsketch.training.config import SWITCHES, Switch, TrainConfig
 
 
@@ -60,7 +60,7 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
         FastsketchError: something switched on that this device, or this number of processes, cannot have.
     """
     on_gpu = device.type == "cuda"
-    winograd = not on_gpu and config.winograd != "off" and is_available()
+    winograd = not on_gpu and config.winograd != "off" and winograd_is_available()
     gains_by_half = multiplies_tiles if winograd else has_bfloat16
     half = config.precision == "bfloat16" or (config.precision == "auto" and gains_by_half(device))
     if config.cuda_graph == "on" and not on_gpu:
@@ -79,7 +79,7 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
         )
     if config.winograd == "on" and on_gpu:
         raise FastsketchError("winograd is for CPUs; cuDNN chooses by itself")
-    if config.winograd == "on" and not is_available():
+    if config.winograd == "on" and not winograd_is_available():
         raise FastsketchError(
             "winograd is on, but the C++ kernels are not there or not in use: fastsketch info says why"
         )

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from fastsketch.reference.patch_nce import EPSILON
+from fastsketch.reference.precision import EPSILON
 from fastsketch.triton.tiles import LN_2, dot, load_rows, own_products, products, row_pointers
 
 NEGATIVES = ("image", "same_region", "other_regions")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fastsketch import triton as kernels
-from fastsketch.nn import PatchDiscriminator, ResnetGenerator, blur, instance_norm, padding
+from fastsketch.nn import PatchDiscriminator, ResnetGenerator, blur, instance_norm, own_kernels, padding
 from fastsketch.nn.own_kernels import use_own_kernels
 from fastsketch.reference import features, norm, stencils
 from fastsketch.triton.norm import MOST_SHARES
@@ -130,7 +130,7 @@ def test_matrices_are_the_layers(kind):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
 def test_whole_networks(monkeypatch, layout):
     """A generator and a discriminator with all of them, as on a GPU, against the framework's operators."""
-    for module in (blur, instance_norm, padding):
+    for module in (own_kernels, blur, instance_norm, padding):
         monkeypatch.setattr(module, "kernel", lambda name, device: getattr(kernels, name, None))
     torch.manual_seed(0)
     picture = randn(1, 3, 32, 32).to(memory_format=layout)

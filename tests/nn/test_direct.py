@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from fastsketch._backend import use_backend
 from fastsketch.nn import ResnetGenerator
-from fastsketch.nn.convolution import DirectConv2d, convolve, is_available
+from fastsketch.nn.convolution import DirectConv2d, convolve, winograd_is_available
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="the C++ kernels are not built")
+pytestmark = pytest.mark.skipif(not winograd_is_available(), reason="the C++ kernels are not built")
 
 PADDINGS = [(0, "zeros"), (2, "zeros"), (3, "zeros"), (1, "reflect"), (3, "reflect")]
 SHAPES = [(1, 1, 7, 7, 1), (2, 3, 9, 70, 5), (1, 8, 40, 33, 1), (2, 4, 12, 8, 9), (1, 2, 7, 150, 3), (1, 3, 77, 64, 2)]

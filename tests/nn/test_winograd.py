@@ -7,9 +7,16 @@ from torchvision.models import vgg16
 
 from fastsketch._backend import use_backend
 from fastsketch.nn import PatchDiscriminator, PerceptualLoss, ResnetGenerator
-from fastsketch.nn.convolution import FEWEST, WinogradConv2d, as_winograd, convolve, is_available, use_winograd
+from fastsketch.nn.convolution import (
+    MIN_TILES,
+    WinogradConv2d,
+    as_winograd,
+    convolve,
+    use_winograd,
+    winograd_is_available,
+)
 
-pytestmark = pytest.mark.skipif(not is_available(), reason="the C++ kernels are not built")
+pytestmark = pytest.mark.skipif(not winograd_is_available(), reason="the C++ kernels are not built")
 
 
 @pytest.mark.parametrize("size", [3, 4])
@@ -92,7 +99,7 @@ def test_small_pictures_and_missing_kernels_take_the_frameworks_way():
     use_winograd(layer)
     direct = torch.nn.Conv2d(64, 64, 3, padding=1)
     direct.load_state_dict(layer.state_dict())
-    small, large = torch.randn(1, 64, 4, 4 * FEWEST - 4), torch.randn(1, 64, 4, 4 * FEWEST)
+    small, large = torch.randn(1, 64, 4, 4 * MIN_TILES - 4), torch.randn(1, 64, 4, 4 * MIN_TILES)
     assert torch.equal(layer(small), direct(small))
     assert not torch.equal(layer(large), direct(large))
     with use_backend("reference"):

@@ -41,7 +41,7 @@ def instructions(monkeypatch, avx: bool = False, amx: bool = False) -> None:
 @pytest.mark.filterwarnings("ignore:precision is bfloat16")
 def test_auto_on_a_processor(tiny, monkeypatch, avx, amx, kernels):
     instructions(monkeypatch, avx, amx)
-    monkeypatch.setattr(module, "is_available", lambda: kernels)
+    monkeypatch.setattr(module, "winograd_is_available", lambda: kernels)
     got = choose_speed(tiny(precision="auto"), CPU)
     half = amx or (avx and not kernels)
     assert got == Speed(HALF if half else torch.float32, False, True, False, False, False, kernels and not half)
