@@ -48,6 +48,14 @@ class EncoderFeatures:
     structure: Tensor | None
 
     @property
+    def structure_or_zeros(self) -> Tensor:
+        """[B, h, w] to sample on: the structure map, or zeros without attention, where all positions are alike."""
+        if self.structure is not None:
+            return self.structure
+        last = self.layers[-1]
+        return last.new_zeros((last.shape[0], *last.shape[2:]))
+
+    @property
     def sizes(self) -> list[tuple[int, int]]:
         """(H, W) of each tapped layer."""
         return [tuple(layer.shape[2:]) for layer in self.layers]
