@@ -17,8 +17,7 @@ from fastsketch.drawing import draw
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator, StructureSampler
 from fastsketch.training.checkpoint import load_generator
-from fastsketch.training.generate import scale_down
-from fastsketch.training.images import read_photo
+from fastsketch.training.generate import read_for_drawing
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.run_files import RunPaths, find_generator, load_settings, trained_size
 from fastsketch.training.translator import structure_sampler
@@ -77,11 +76,10 @@ class Sketcher:
         """Sketch, mask, structure map, and the map with the sampled points, of one picture file.
 
         Raises:
-            FastsketchError: not a picture, damaged, or too small.
+            FastsketchError: as `read_for_drawing`.
         """
-        photo = scale_down(read_photo(file), self.image_size, "the photo")
-        mask = self.masks(photo)
-        drawing = draw(self.generator, photo, mask if self.generator.mask_channel else None, self.sampler)
+        photo, mask = read_for_drawing(Path(file), self.masks, self.image_size)
+        drawing = draw(self.generator, photo, mask, self.sampler)
         return drawing.sketch, mask, drawing.structure, drawing.points
 
 

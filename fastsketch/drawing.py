@@ -7,7 +7,8 @@ from PIL import Image
 
 from fastsketch.nn import ResnetGenerator
 from fastsketch.nn.sampler import StructureSampler
-from fastsketch.training.images import crop_back, mask_to_tensor, pad_to_multiple, to_image, to_tensor
+from fastsketch.training.generate import to_inputs
+from fastsketch.training.images import crop_back, to_image
 from fastsketch.training.pictures import draw_points
 
 MAP_SIDE = 320
@@ -45,19 +46,14 @@ def draw(
         mask: mode L, the photo's size; needed by a generator with a mask channel.
         sampler: of the run's settings.
         seed: of the sampled points.
+
+    Raises:
+        ValueError: no mask for a generator with a mask channel.
     """
-    device = next(generator.parameters()).device
-    x, padding = pad_to_multiple(to_tensor(photo)[None], 4)
-    m = None
-    if generator.mask_channel:
-        if mask is None:
-            raise ValueError("mask must be given: the generator has a mask channel")
-        m = pad_to_multiple(mask_to_tensor(mask)[None], 4)[0].to(device)
-    drawn, features = generator(x.to(device), m, return_features=True)
-    structure = features.structure
-    if structure is None:
-        structure = drawn.new_zeros((1, *features.sizes[-1]))
-    sample = sampler(structure, m, generator=torch.Generator(device).manual_seed(seed))
+    x, m, padding = to_inputs(generator, photo, mask)
+    drawn, features = generator(x, m, return_features=True)
+    structure = features.structure_or_zeros
+    sample = sampler(structure, m, generator=torch.Generator(x.device).manual_seed(seed))
     scale = max(1, -(-MAP_SIDE // max(photo.size)))
     size = x.shape[-1] * scale, x.shape[-2] * scale
     left, top = padding.left * scale, padding.top * scale

@@ -17,6 +17,9 @@ from fastsketch.nn.padding import ReflectionPad
 INPUT_BORDER = 3
 """Reflection padding before the first convolution: the border of tapped layer 0."""
 
+TAP_LAYERS = (0, 4, 8, 12, 16)
+"""CUT's layers."""
+
 
 class ResnetBlock(nn.Module):
     """Two reflection-padded 3×3 convolutions with instance norm, added to their input."""
@@ -48,6 +51,14 @@ class EncoderFeatures:
     structure: Tensor | None
 
     @property
+    def structure_or_zeros(self) -> Tensor:
+        """[B, h, w] to sample on: the structure map, or zeros without attention, where all positions are alike."""
+        if self.structure is not None:
+            return self.structure
+        last = self.layers[-1]
+        return last.new_zeros((last.shape[0], *last.shape[2:]))
+
+    @property
     def sizes(self) -> list[tuple[int, int]]:
         """(H, W) of each tapped layer."""
         return [tuple(layer.shape[2:]) for layer in self.layers]
@@ -69,6 +80,9 @@ class ResnetGenerator(nn.Module):
         tap_layers: ascending layer numbers to take patches from. Layer 0 is the padded picture, without its mask; a
             norm's number stands for the map behind its ReLU.
 
+    Attributes:
+        architecture: the arguments by name, tap_layers aside: what a file of weights says of its generator.
+
     Raises:
         ValueError: a number of channels below 1, too few blocks for the taps, taps that do not ascend, or none that
             `attention` can stand behind.
@@ -83,7 +97,7 @@ class ResnetGenerator(nn.Module):
         *,
         mask_channel: bool = True,
         attention: bool = True,
-        tap_layers: Sequence[int] = (0, 4, 8, 12, 16),
+        tap_layers: Sequence[int] = TAP_LAYERS,
     ) -> None:
         super().__init__()
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("width", width)):
@@ -91,6 +105,14 @@ class ResnetGenerator(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if blocks < 0:
             raise ValueError(f"blocks must be at least 0, got {blocks}")
+        self.architecture = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "width": width,
+            "blocks": blocks,
+            "mask_channel": mask_channel,
+            "attention": attention,
+        }
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.mask_channel = mask_channel

@@ -14,8 +14,9 @@ from fastsketch.errors import FastsketchError
 from fastsketch.metrics import IMAGE_METRICS, Evaluation, Item, evaluate
 from fastsketch.training.checkpoint import Training, load_generator, read_training
 from fastsketch.training.config import TrainConfig
+from fastsketch.training.generate import read_for_drawing
 from fastsketch.training.history import LossHistory
-from fastsketch.training.images import fit_within, picture_size, read_photo, read_sketch, save_image
+from fastsketch.training.images import fit_within, picture_size, read_sketch, save_image
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair, find_pairs
 from fastsketch.training.run_files import RunPaths, find_generator, load_settings
@@ -138,11 +139,9 @@ def look_at_run(
         items = []
         bar = tqdm(pairs, desc=f"draw {run.name}", unit="photo", disable=quiet, file=sys.stderr)
         for number, pair in enumerate(bar):
-            photo = read_photo(pair.photo)
-            mask = masks(photo, given=pair.mask, name=str(pair.photo)) if generator.mask_channel else None
-            photo = fit_within(photo, config.image_size, config.image_size)
-            if mask is not None:
-                mask = fit_within(mask, config.image_size, config.image_size, mask=True)
+            photo, mask = read_for_drawing(
+                pair.photo, masks if generator.mask_channel else None, config.image_size, given=pair.mask
+            )
             drawing = draw(generator, photo, mask, sampler, POINTS_SEED)
             path = Path(folder) / f"{number}.png"
             save_image(drawing.sketch, path)

@@ -14,6 +14,7 @@ from torch import nn
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
 from fastsketch.nn.convolution import is_available, use_winograd
+from fastsketch.nn.generator import TAP_LAYERS
 from fastsketch.training.files import write_bytes
 
 FORMAT = 1
@@ -62,9 +63,6 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str)
         raise FastsketchError(f"{source}: weights of another architecture ({'; '.join(parts) or error})") from error
 
 
-ARCHITECTURE = ("in_channels", "out_channels", "width", "blocks", "mask_channel", "attention")
-
-
 @dataclass(frozen=True)
 class Training:
     """How far a saved generator was trained, and on what.
@@ -80,19 +78,22 @@ class Training:
     epoch: int
 
 
-def save_generator(
-    path: Path, generator: ResnetGenerator, architecture: dict[str, Any], training: Training | None = None
-) -> None:
+def save_generator(path: Path, generator: ResnetGenerator, training: Training | None = None) -> None:
     """The generator alone as safetensors, its architecture and its training beside the weights.
 
     Args:
         path: the file.
-        generator: its weights.
-        architecture: the arguments named in `ARCHITECTURE`.
+        generator: with the default tap_layers: the file does not keep them.
         training: None where it is not known.
+
+    Raises:
+        ValueError: a generator with other tap_layers, behind the last of which its attention stands.
+        FastsketchError: the file cannot be written.
     """
+    if generator.tap_layers != TAP_LAYERS:
+        raise ValueError(f"generator must have the tap_layers {TAP_LAYERS} to be saved, got {generator.tap_layers}")
     tensors = {name: value.detach().cpu().contiguous() for name, value in generator.state_dict().items()}
-    about = {name: architecture[name] for name in ARCHITECTURE}
+    about = dict(generator.architecture)
     if training is not None:
         about["training"] = asdict(training)
     metadata = {"fastsketch": json.dumps(about)}  # one entry: safetensors writes several in any order
@@ -109,9 +110,9 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> ResnetGene
         raise FastsketchError(f"{path}: no such weights file")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
-            architecture = json.loads((file.metadata() or {})["fastsketch"])
+            about = json.loads((file.metadata() or {})["fastsketch"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        generator = ResnetGenerator(**{name: architecture[name] for name in ARCHITECTURE})
+        generator = ResnetGenerator(**{name: about[name] for name in about if name != "training"})
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise FastsketchError(f"{path}: not a generator saved by fastsketch ({error})") from error
     load_weights(generator, state, str(path))

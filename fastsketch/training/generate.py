@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
 from fastsketch.training.images import (
     SMALLEST,
+    Padding,
     crop_back,
     fit_within,
     list_folder,
@@ -26,6 +28,56 @@ from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair, name_some
 
 
+def read_for_drawing(
+    path: Path, masks: MaskSource | None, image_size: int | None, given: Path | None = None
+) -> tuple[Image.Image, Image.Image | None]:
+    """A photo and its mask as they are to be drawn; the mask is made from the whole photo, then both are scaled down.
+
+    Args:
+        path: of the photo.
+        masks: where the mask comes from; None: no mask.
+        image_size: side of the square to fit in, pixels; None: the photo's own size.
+        given: the photo's mask file, where there is one.
+
+    Returns:
+        (photo, mask): RGB and mode L (255 = person) of one size; mask is None without `masks`.
+
+    Raises:
+        FastsketchError: a photo that is unreadable, too small, or too narrow once scaled; no mask to be had.
+    """
+    photo = read_photo(path)
+    scaled = scale_down(photo, image_size, str(path))
+    if masks is None:
+        return scaled, None
+    mask = masks(photo, given=given, name=str(path))
+    return scaled, mask if image_size is None else fit_within(mask, image_size, image_size, mask=True)
+
+
+def to_inputs(
+    generator: ResnetGenerator, photo: Image.Image, mask: Image.Image | None
+) -> tuple[Tensor, Tensor | None, Padding]:
+    """What a generator reads of one photo, on its device, padded to multiples of 4.
+
+    Args:
+        generator: on the device to use.
+        photo: RGB, any size.
+        mask: mode L, the photo's size; needed by a generator with a mask channel, unused by others.
+
+    Returns:
+        (photo [1, 3, H, W] in [-1, 1], mask [1, 1, H, W] in [0, 1] or None, the padding for `crop_back`), float32.
+
+    Raises:
+        ValueError: no mask for a generator with a mask channel.
+    """
+    device = next(generator.parameters()).device
+    x, padding = pad_to_multiple(to_tensor(photo)[None])
+    if not generator.mask_channel:
+        return x.to(device), None, padding
+    if mask is None:
+        raise ValueError("mask must be given: the generator has a mask channel")
+    return x.to(device), pad_to_multiple(mask_to_tensor(mask)[None])[0].to(device), padding
+
+
 @torch.inference_mode()
 def draw_sketch(generator: ResnetGenerator, photo: Image.Image, mask: Image.Image | None) -> Image.Image:
     """The sketch of one photo.
@@ -36,15 +88,13 @@ def draw_sketch(generator: ResnetGenerator, photo: Image.Image, mask: Image.Imag
         mask: mode L, the photo's size; needed by a generator with a mask channel.
 
     Returns:
-        A picture of the photo's size.
+        A picture of the photo's size, grey or RGB.
+
+    Raises:
+        ValueError: no mask for a generator with a mask channel.
     """
-    device = next(generator.parameters()).device
-    x, padding = pad_to_multiple(to_tensor(photo)[None], 4)
-    m = None
-    if generator.mask_channel:
-        m = pad_to_multiple(mask_to_tensor(mask)[None], 4)[0].to(device)
-    drawn = generator(x.to(device), m)
-    return to_image(crop_back(drawn, padding)[0])
+    x, m, padding = to_inputs(generator, photo, mask)
+    return to_image(crop_back(generator(x, m), padding)[0])
 
 
 def find_photos(sources: Iterable[Path]) -> list[Pair]:
@@ -124,7 +174,9 @@ def draw_sketches(
     problems: list[FastsketchError] = []
     for pair, target in zip(tqdm(photos, unit="photo", disable=quiet), targets, strict=True):
         try:
-            photo, mask = _read(pair, masks if generator.mask_channel else None, image_size)
+            photo, mask = read_for_drawing(
+                pair.photo, masks if generator.mask_channel else None, image_size, given=pair.mask
+            )
         except FastsketchError as problem:
             problems.append(problem)
             continue
@@ -135,13 +187,3 @@ def draw_sketches(
         listed = "; ".join(map(str, problems[:3])) + ("; and so on" if len(problems) > 3 else "")
         raise FastsketchError(f"{len(problems)} of {len(photos)} photos could not be drawn, the rest are: {listed}")
     return targets
-
-
-def _read(pair: Pair, masks: MaskSource | None, image_size: int | None) -> tuple[Image.Image, Image.Image | None]:
-    """A photo and its mask, as they are to be drawn."""
-    photo = read_photo(pair.photo)
-    scaled = scale_down(photo, image_size, str(pair.photo))
-    if masks is None:
-        return scaled, None
-    mask = masks(photo, given=pair.mask, name=str(pair.photo))
-    return scaled, mask if image_size is None else fit_within(mask, image_size, image_size, mask=True)

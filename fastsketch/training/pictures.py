@@ -39,9 +39,7 @@ def save_picture_grid(translator: Translator, examples: list[dict[str, Tensor]],
         photo, mask = (example[name][None].to(device) for name in ("photo", "mask"))
         masks = mask if translator.config.mask else None
         drawn, features = translator.generator(photo, masks, return_features=True)
-        structure = features.structure
-        if structure is None:
-            structure = drawn.new_zeros((1, *features.sizes[-1]))
+        structure = features.structure_or_zeros
         rng = torch.Generator(device).manual_seed(seed)
         sample = translator.sampler(structure, masks, generator=rng)
         side = max(photo.shape[-1], SMALLEST_TILE)

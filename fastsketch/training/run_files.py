@@ -15,7 +15,7 @@ from fastsketch.training.checkpoint import (
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.files import write_bytes
 from fastsketch.training.step import TrainingStep
-from fastsketch.training.translator import PHOTO_CHANNELS, Translator
+from fastsketch.training.translator import Translator
 
 
 class RunPaths:
@@ -107,16 +107,8 @@ def save_run(
         "optimizers": {name: optimizer.state_dict() for name, optimizer in update.optimizers.items()},
         **dict(zip(("step", "epoch", "seen"), place, strict=True)),
     }
-    architecture = {
-        "in_channels": PHOTO_CHANNELS,
-        "out_channels": config.sketch_channels,
-        "width": config.width,
-        "blocks": config.blocks,
-        "mask_channel": config.mask,
-        "attention": config.attention,
-    }
     training = Training(config.image_size, *place[:2])
-    save_generator(paths.generator, translator.generator, architecture, training)
+    save_generator(paths.generator, translator.generator, training)
     save_checkpoint(paths.checkpoint, state)
 
 

@@ -156,10 +156,7 @@ class Translator(nn.Module):
         self, drawings: Tensor, mask: Tensor, features: EncoderFeatures, flipped: bool, rng: torch.Generator
     ) -> Tensor:  # [B or 2B]
         """Patch contrastive loss of each drawing against its source."""
-        structure = features.structure
-        if structure is None:
-            structure = drawings.new_zeros((drawings.shape[0], *features.sizes[-1]))
-        sample, positions = self.draw_positions(structure, mask, features, rng)
+        sample, positions = self.draw_positions(features.structure_or_zeros, mask, features, rng)
         with torch.no_grad():
             keys = self.projection(gather_layers(features.layers, positions))
         masks = mask if self.config.mask else None

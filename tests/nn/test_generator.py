@@ -7,6 +7,7 @@ from torchvision.models import vgg16
 
 from fastsketch import gather_patches
 from fastsketch.nn import (
+    EncoderFeatures,
     LeastSquaresGANLoss,
     MultiLayerPatchNCE,
     PatchDiscriminator,
@@ -53,7 +54,9 @@ def test_features_are_those_of_the_same_pass(generator):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(features.structure, again.structure)
     assert out.shape == (2, 1, 32, 32) and out.abs().max() <= 1
-    assert features.structure.shape == (2, 8, 8)
+    assert features.structure.shape == (2, 8, 8) and features.structure_or_zeros is features.structure
+    plain = EncoderFeatures(features.layers, None)
+    assert torch.equal(plain.structure_or_zeros, torch.zeros(2, 8, 8))
 
 
 def test_tapped_patches_and_their_gradient(generator):

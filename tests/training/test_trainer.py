@@ -1,5 +1,6 @@
 """Runs: every part switched off once, resumed bit for bit, stopped, broken, and never torn."""
 
+import copy
 import errno
 import json
 import os
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.checkpoint import load_checkpoint, load_generator, save_checkpoint
+from fastsketch.nn import ResnetGenerator
+from fastsketch.training.checkpoint import load_checkpoint, load_generator, save_checkpoint, save_generator
 from fastsketch.training.config import PRESETS, TrainConfig
 from fastsketch.training.trainer import NonFiniteLoss, Trainer
 
@@ -321,6 +324,28 @@ def test_generator_weights_give_the_same_drawing(tiny):
         load_generator(run.paths.checkpoint)
     with pytest.raises(FastsketchError, match="no such weights file"):
         load_generator(run.paths.root / "nothing.safetensors")
+
+
+@pytest.mark.parametrize("parts", [{}, {"mask_channel": False, "attention": False, "tap_layers": (0, 4, 8, 12, 16)}])
+def test_a_generator_is_rebuilt_from_its_file_alone(tmp_path, parts):
+    generator = ResnetGenerator(1, 3, 2, 6, **parts)
+    save_generator(tmp_path / "g.safetensors", copy.deepcopy(generator))
+    with safe_open(tmp_path / "g.safetensors", framework="pt") as file:
+        said = file.metadata()
+    on = "false" if parts else "true"
+    shape = f'"in_channels": 1, "out_channels": 3, "width": 2, "blocks": 6, "mask_channel": {on}, "attention": {on}'
+    assert said == {"fastsketch": f"{{{shape}}}"}
+    loaded = load_generator(tmp_path / "g.safetensors")
+    assert loaded.architecture == generator.architecture
+    for name, value in generator.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_taps_that_the_file_does_not_keep_are_refused(tmp_path):
+    other = ResnetGenerator(3, 1, 2, 6, tap_layers=(0, 12))  # attention stands behind the last: another drawing
+    with pytest.raises(ValueError, match=r"tap_layers \(0, 4, 8, 12, 16\) to be saved, got \(0, 12\)"):
+        save_generator(tmp_path / "g.safetensors", other)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,14 @@ SHAPE = {"in_channels": 3, "out_channels": 1, "width": 4, "blocks": 5, "mask_cha
 
 def write_generator(path: Path, seed: int = 3, training: Training | None = None, **changes) -> Path:
     """The weights of a small generator whose every part shows in its drawings."""
-    shape = {**SHAPE, **changes}
     torch.manual_seed(seed)
-    generator = ResnetGenerator(**shape)
+    generator = ResnetGenerator(**{**SHAPE, **changes})
     with torch.no_grad():
         for name, value in generator.named_parameters():
             value.mul_(50 if name.endswith("weight") else 1)
             if name.endswith("gain"):
                 value.fill_(0.5)
-    save_generator(path, generator, shape, training)
+    save_generator(path, generator, training)
     return path
 
 

@@ -3,9 +3,12 @@
 import pytest
 from PIL import Image
 
+from fastsketch import app
+from fastsketch.cli import main
 from fastsketch.drawing import draw
 from fastsketch.nn import StructureSampler
 from fastsketch.training.checkpoint import load_generator
+from fastsketch.training.faces import write_faces
 from fastsketch.training.generate import draw_sketch
 
 
@@ -31,6 +34,20 @@ def test_the_points_are_those_of_the_seed(lively):
     assert one.structure.tobytes() == other.structure.tobytes()
 
 
-def test_a_mask_is_asked_for(lively):
+def test_the_app_draws_what_generate_draws(a_run, tmp_path):
+    """Of a photo larger than those of training too: the mask is made from the whole photo, then scaled."""
+    run = a_run()  # at 80 pixels
+    (photo,) = (write_faces(tmp_path / "set", train=0, test=1) / "builtin" / "test" / "photos").iterdir()
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", str(photo), "-o", str(tmp_path), "--weights", str(run), "--device", "cpu", "--quiet"])
+    assert caught.value.code == 0
+    sketch, mask, *_ = app.Sketcher.load(run)(photo)
+    assert sketch.size == mask.size == (64, 80)
+    with Image.open(tmp_path / photo.name) as drawn:
+        assert sketch.tobytes() == drawn.tobytes()
+
+
+@pytest.mark.parametrize("how", [draw_sketch, lambda *arguments: draw(*arguments, StructureSampler(32))])
+def test_a_mask_is_asked_for(lively, how):
     with pytest.raises(ValueError, match="mask must be given"):
-        draw(load_generator(lively()), Image.new("RGB", (32, 32)), None, StructureSampler(32))
+        how(load_generator(lively()), Image.new("RGB", (32, 32)), None)
