@@ -32,9 +32,17 @@ from fastsketch.ops import placing as _placing
 from fastsketch.ops import projection as _projection
 from fastsketch.ops import sampling as _sampling
 from fastsketch.reference.precision import widened
+from fastsketch.reference.sampling import MAX_BOOST
 
 Negatives = Literal["image", "same_region", "other_regions", "batch"]
 Reduction = Literal["mean", "sum", "none"]
+
+
+def _check_dtype(query: Tensor, key: Tensor) -> None:
+    """One dtype; under autocast any two that it makes float32 of, which float64 is not."""
+    same = query.dtype == key.dtype or torch.is_autocast_enabled(query.device.type)
+    if not same or (query.dtype == torch.float64) != (key.dtype == torch.float64):
+        raise TypeError(f"key must have query's dtype {query.dtype}, got {key.dtype}")
 
 
 def patch_nce(
@@ -86,8 +94,7 @@ def patch_nce(
     if query.shape[2] == 0:
         raise ValueError(f"query must be [B, S, D] with D at least 1, got shape {list(query.shape)}")
     check_like("key", key, query.shape, query)
-    if key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
-        raise TypeError(f"key must have query's dtype {query.dtype}, got {key.dtype}")
+    _check_dtype(query, key)
     check_choice("negatives", negatives, ("image", "same_region", "other_regions", "batch"))
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     check_above_zero("temperature", temperature)
@@ -339,7 +346,7 @@ def place_positions(
             raise ValueError(f"borders: {border} on each side leaves nothing of size {tuple(size)}")
     shape = (len(sizes), 2, *index.shape)
     if uniform is None:
-        uniform = torch.rand(shape, generator=generator, device=index.device)
+        uniform = torch.rand(shape, generator=generator, device=index.device, dtype=torch.float32)
     elif generator is not None:
         raise ValueError("generator is not used when uniform is given; leave one of them out")
     check_tensor("uniform", uniform, (torch.float32,))
@@ -367,14 +374,15 @@ def sample_patches(
     probability ∝ w, by the exponential race −log(u)/w [L: Efraimidis & Spirakis 2006].
 
     Args:
-        density: [B, *spatial], floating, finite, non-negative. Where a region's weights are all zero it is sampled
+        density: [B, *spatial], floating, finite, non-negative, with a finite sum. Where a region's weights are all zero it is sampled
             uniformly.
         num_patches: S, 1 to N, the number of positions of an image.
         region: integer ids in [0, 1024), shaped like `density`; None: one region.
         threshold: in units of the image's mean density, non-negative.
-        boost: factor of the weight above the threshold, positive; 1 turns it off.
+        boost: factor of the weight above the threshold, above 0 to 1e30; 1 turns it off.
         uniform: the random numbers, in [0, 1], shaped like `density`: the same numbers give the same positions in
-            every implementation. Drawn in float32 when not given.
+            every implementation, but where rounding of the mean decides whether a float64 density is above the
+            threshold. Drawn in float32 when not given.
         generator: where they are drawn from; None: torch's global one.
 
     Returns:
@@ -397,12 +405,14 @@ def sample_patches(
     if not 0 <= threshold < math.inf:
         raise ValueError(f"threshold must be non-negative and finite, got {threshold}")
     check_above_zero("boost", boost)
+    if boost > MAX_BOOST:
+        raise ValueError(f"boost must be at most {MAX_BOOST:g}, got {boost}")
     if region is not None:
         check_tensor("region", region, INTEGER)
         check_like("region", region, density.shape, density)
         region = region.flatten(1)
     if uniform is None:
-        uniform = torch.rand(density.shape, generator=generator, device=density.device)
+        uniform = torch.rand(density.shape, generator=generator, device=density.device, dtype=torch.float32)
     elif generator is not None:
         raise ValueError("generator is not used when uniform is given; leave one of them out")
     check_tensor("uniform", uniform, FLOATING)
@@ -450,8 +460,7 @@ def attention_statistics(
     if key.dim() != 3 or 0 in key.shape:
         raise ValueError(f"key must be [B, M, d], not empty, got shape {list(key.shape)}")
     check_like("key", key, (query.shape[0], key.shape[1], query.shape[2]), query)
-    if key.dtype != query.dtype and not torch.is_autocast_enabled(query.device.type):
-        raise TypeError(f"key must have query's dtype {query.dtype}, got {key.dtype}")
+    _check_dtype(query, key)
     if scale is None:
         scale = query.shape[-1] ** -0.5
     check_number("scale", scale)

@@ -166,6 +166,7 @@ class Image {
       total += double(density[j]);
     }
     if (!right) throw std::out_of_range("density must be finite and non-negative");
+    if (!std::isfinite(total)) throw std::out_of_range("density must have a finite sum");
     const double mean = total / double(s_.positions);
     for (int64_t j = 0; j < s_.positions; ++j) {
       const double d = mean > 0 ? double(density[j]) / mean : 0;

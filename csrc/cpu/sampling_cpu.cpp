@@ -23,6 +23,8 @@ void framework_log(double* values, int64_t count) {
 
 }  // namespace
 
+constexpr double MAX_BOOST = 1e30;  // as the reference's: no sum of weights overflows
+
 Tensor sample_patches_cpu(
     Tensor density, std::optional<Tensor> region, Tensor uniform, int64_t num_patches, double threshold, double boost) {
   STD_TORCH_CHECK(density.dim() == 2, "density must have 2 dimensions, got ", density.dim());
@@ -48,6 +50,8 @@ Tensor sample_patches_cpu(
     check_type(*region, "region", ScalarType::Long);
     s.region = contiguous_data<int64_t>(*region, "region");
   }
+  STD_TORCH_CHECK(threshold >= 0, "threshold must be non-negative, got ", threshold);
+  STD_TORCH_CHECK(boost > 0 && boost <= MAX_BOOST, "boost must be above 0 and at most ", MAX_BOOST, ", got ", boost);
   s.threshold = threshold;
   s.boost = boost;
   const Tensor index =

@@ -92,13 +92,15 @@ void transport_plan(const Transport& p, const T* cost, T* plan) {
   });
 }
 
-// Gradient to the cost: with G = grad ⊙ P, solves λ + P μ = G 1, Pᵀ λ + μ = Gᵀ 1 by the same sweeps.
+// Gradient to the cost: with G = grad ⊙ P, solves P1 ⊙ λ + P μ = G 1, Pᵀ λ + Pᵀ1 ⊙ μ = Gᵀ 1 by the same sweeps.
 template <typename T>
 void transport_plan_gradient(const Transport& p, const T* grad, const T* plan, T* grad_cost) {
   for_each_item(p.images, p.work() > 100'000, [&](int64_t image) {
     const Padded<T> matrix(p.rows, p.columns);
     Scratch<T> of_rows(p.rows), of_columns(matrix.stride), left(p.rows), right(matrix.stride), sums(matrix.stride);
+    Scratch<T> row_sums(p.rows), column_sums(matrix.stride);
     std::fill_n(static_cast<T*>(of_columns), matrix.stride, T(0));
+    std::fill_n(static_cast<T*>(column_sums), matrix.stride, T(0));
     std::fill_n(static_cast<T*>(right), matrix.stride, T(0));
     const int64_t at = image * p.rows * p.columns;
     for (int64_t i = 0; i < p.rows; ++i) {
@@ -106,17 +108,23 @@ void transport_plan_gradient(const Transport& p, const T* grad, const T* plan, T
       T* weighted = grad_cost + at + i * p.columns;
       std::copy_n(from, p.columns, matrix.row(i));
       std::fill(matrix.row(i) + p.columns, matrix.row(i) + matrix.stride, T(0));
-      T total = 0;
+      T total = 0, sum = 0;
       for (int64_t j = 0; j < p.columns; ++j) {
         weighted[j] = grad[at + i * p.columns + j] * from[j];
         total += weighted[j];
         of_columns[j] += weighted[j];
+        sum += from[j];
+        column_sums[j] += from[j];
       }
       of_rows[i] = total;
+      row_sums[i] = sum > 0 ? sum : T(1);
     }
+    for (int64_t j = 0; j < matrix.stride; ++j) column_sums[j] = column_sums[j] > 0 ? column_sums[j] : T(1);
     for (int64_t n = 0; n < p.iterations; ++n) {
-      sweep<T>(matrix, right, left, sums, [&](int64_t i, T product) { return of_rows[i] - product; });
-      for (int64_t j = 0; j < matrix.stride; ++j) right[j] = of_columns[j] - sums[j];
+      sweep<T>(matrix, right, left, sums, [&](int64_t i, T product) {
+        return (of_rows[i] - product) / row_sums[i];
+      });
+      for (int64_t j = 0; j < matrix.stride; ++j) right[j] = (of_columns[j] - sums[j]) / column_sums[j];
     }
     const T scale = T(1) / T(p.epsilon);
     for (int64_t i = 0; i < p.rows; ++i) {

@@ -56,7 +56,8 @@ def breakdown(case: Case, contender: str, device: str = "cpu") -> Counter[str]:
     for event in seen.key_averages():
         if device != "cuda":
             spent[kind_of(event.key)] += event.self_cpu_time_total / 1e3
-        elif event.device_type == DeviceType.CUDA:  # operators on the CPU carry their kernels' time once more
+        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            # Operators on the CPU, and spans such as the optimiser's, carry their kernels' time once more.
             spent[kind_of(event.key)] += event.self_device_time_total / 1e3
     return spent
 

@@ -63,7 +63,7 @@ class SRC_Loss(cut.PatchNCELoss):
         if opt.use_curriculum:
             check_number("epoch", epoch)
             check_above_zero("opt.HDCE_gamma_min", opt.HDCE_gamma_min)
-            gamma += (opt.HDCE_gamma_min - gamma) * epoch / (opt.n_epochs + opt.n_epochs_decay)
+            gamma = gamma + (opt.HDCE_gamma_min - gamma) * epoch / (opt.n_epochs + opt.n_epochs_decay)
             if opt.step_gamma and epoch > opt.step_gamma_epoch:
                 gamma = 1.0
             check_above_zero(f"the γ that opt's curriculum gives for epoch {epoch}", gamma)

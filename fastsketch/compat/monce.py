@@ -71,7 +71,7 @@ class MoNCELoss(cut.PatchNCELoss):
             return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
 
     def _check_options(self) -> None:
-        """Refuse options out of their range; a tensor (a learned one, say) is not looked at."""
+        """Refuse options out of their range; a tensor (a learned one, say) is not looked at, but for ε."""
         for name, wanted, fits in (
             ("nce_T", "positive and finite", lambda value: 0 < value < math.inf),
             ("eps", "positive and finite", lambda value: 0 < value < math.inf),
@@ -79,7 +79,7 @@ class MoNCELoss(cut.PatchNCELoss):
             ("neg_term_weight", "non-negative and finite", lambda value: 0 <= value < math.inf),
         ):
             value = getattr(self.opt, name)
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and name != "eps":  # whose gradient would be lost in the plan
                 continue
             check_number(f"opt.{name}", value)
             if not fits(value):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsketch._checks import check_choice
+from fastsketch._checks import check_choice, check_like
 from fastsketch.functional import Negatives, patch_nce
 from fastsketch.nn.feature_distance import normalized_distance
 from fastsketch.nn.max_pool import with_halving_pools
@@ -49,7 +49,12 @@ class MultiLayerPatchNCE(nn.Module):
         Raises:
             TypeError, ValueError: as `fastsketch.patch_nce`; a weight that is not [B, S].
         """
+        if query.dim() != 4:
+            raise ValueError(f"query must be [L, B, S, D], got {list(query.shape)}")
+        check_like("key", key, query.shape, query)
         layers, batch, samples, dim = query.shape
+        if region is not None:
+            check_like("region", region, (batch, samples), query)
         regional = self.negatives in ("same_region", "other_regions")
         if weight is not None and (not isinstance(weight, Tensor) or tuple(weight.shape) != (batch, samples)):
             got = list(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__

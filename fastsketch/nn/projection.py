@@ -1,6 +1,6 @@
 """The projection head: one small MLP a tapped layer (docs/method.md section 1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class PatchProjection(nn.Module):
     at initialisation the projected norms are as small as 3e-5.
 
     Args:
-        channels: C of each layer; None: read from the first input (or from a checkpoint).
+        channels: C of each layer.
         dim: D, at least 1.
         gain: scale of the initial weights.
 
@@ -44,34 +44,15 @@ class PatchProjection(nn.Module):
         ValueError: a `dim` below 1.
     """
 
-    def __init__(self, channels: Sequence[int] | None = None, dim: int = 256, gain: float = 0.02) -> None:
+    def __init__(self, channels: Sequence[int], dim: int = 256, gain: float = 0.02) -> None:
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
-        self.dim = dim
-        self.gain = gain
-        self.num_layers = 0
-        if channels is not None:
-            self.build(channels)
-
-    def build(self, channels: Sequence[int]) -> None:
-        """Make the MLPs for these channel counts, once."""
-        if self.num_layers:
-            raise RuntimeError("the projection is built already")
-        for layer, count in enumerate(channels):
-            mlp = nn.Sequential(nn.Linear(count, self.dim), nn.ReLU(), nn.Linear(self.dim, self.dim))
-            init_weights(mlp, self.gain)
-            setattr(self, f"mlp_{layer}", mlp)
         self.num_layers = len(channels)
-
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
-        """Load; a projection not built yet takes its shapes from the checkpoint."""
-        if not self.num_layers:
-            channels = []
-            while (name := f"mlp_{len(channels)}.0.weight") in state_dict:
-                channels.append(state_dict[name].shape[1])
-            self.build(channels)
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        for layer, count in enumerate(channels):
+            mlp = nn.Sequential(nn.Linear(count, dim), nn.ReLU(), nn.Linear(dim, dim))
+            init_weights(mlp, gain)
+            setattr(self, f"mlp_{layer}", mlp)
 
     def forward(self, patches: Sequence[Tensor]) -> Tensor:
         """Project.
@@ -83,11 +64,8 @@ class PatchProjection(nn.Module):
             [L, B, S, D] in float32 (float64 for float64 parameters), not normalised.
 
         Raises:
-            ValueError: as many tensors as layers are needed.
+            ValueError: not as many tensors as layers.
         """
-        if not self.num_layers:
-            self.build([x.shape[-1] for x in patches])
-            self.to(patches[0].device)
         if len(patches) != self.num_layers:
             raise ValueError(f"patches must hold {self.num_layers} tensors, one a layer, got {len(patches)}")
         if torch.is_autocast_enabled(patches[0].device.type):

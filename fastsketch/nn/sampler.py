@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastsketch.functional import local_density, place_positions, sample_patches
+from fastsketch.reference.sampling import MAX_REGIONS
 
 
 def segment_regions(structure_map: Tensor, num_regions: int = 4, mask: Tensor | None = None) -> Tensor:
@@ -28,8 +29,8 @@ def segment_regions(structure_map: Tensor, num_regions: int = 4, mask: Tensor | 
     """
     if structure_map.dim() != 3:
         raise ValueError(f"structure_map must be [B, H, W], got {list(structure_map.shape)}")
-    if not 2 <= num_regions <= 1024:
-        raise ValueError(f"num_regions must be 2 to 1024, got {num_regions}")
+    if not 2 <= num_regions <= MAX_REGIONS:
+        raise ValueError(f"num_regions must be 2 to {MAX_REGIONS}, got {num_regions}")
     values = structure_map.flatten(1).float()
     background = torch.zeros_like(values, dtype=torch.bool)
     if mask is not None:
@@ -42,7 +43,7 @@ def segment_regions(structure_map: Tensor, num_regions: int = 4, mask: Tensor | 
     ranks = last * torch.arange(1, parts, device=values.device)  # [B, R-2]
     below, rest = ranks // parts, ranks % parts
     low, high = (ascending.gather(1, rank) for rank in (below, below + (rest > 0)))
-    bounds = low.lerp(high, rest / parts)
+    bounds = low.lerp(high, (rest / parts).to(low.dtype))
     region = 1 + (values[:, None] > bounds[..., None]).sum(1)
     return region.masked_fill(background, 0).view(structure_map.shape)
 

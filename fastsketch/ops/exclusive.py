@@ -73,7 +73,8 @@ def _unheld(by_hook: bool) -> tuple[tuple[int, ...], ...]:
 def _is_private(grad: Tensor) -> bool:
     """Whether torch's own memory, shared with no process, holds the values of `grad`, each in a place of its own."""
     storage = grad.untyped_storage()
-    if not storage.resizable() or storage.is_shared() or storage.nbytes() != grad.numel() * grad.element_size():
+    shared = grad.device.type == "cpu" and storage.is_shared()  # which torch says of any storage on a GPU
+    if not storage.resizable() or shared or storage.nbytes() != grad.numel() * grad.element_size():
         return False
     if grad.is_contiguous():
         return True

@@ -191,7 +191,7 @@ def patch_nce_losses(
     if torch.is_grad_enabled() and query.requires_grad and nothing_looks_on(query, key, region):
         kernel = _backend.optional_kernel("patch_nce_forward_with_gradient", query.device)
         if kernel is not None:
-            if torch.is_autocast_enabled(query.device.type):
+            if torch.is_autocast_enabled(query.device.type) and query.dtype != torch.float64:
                 query, key = query.float(), key.float()
             return PatchNCE.apply(kernel, query, key, *options)
     return patch_nce_forward(query, key, *options)[0]

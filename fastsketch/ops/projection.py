@@ -99,7 +99,9 @@ def _project(patches: Sequence[Tensor], parameters: Sequence[Tensor], check: Cal
             kernel = None
     if kernel is None:
         check()
-        return (plain.project_and_normalize if normalize else plain.project_patches)(patches, parameters)
+        run = plain.project_and_normalize if normalize else plain.project_patches
+        with torch.autocast(patches[0].device.type if len(patches) else "cpu", enabled=False):
+            return run(patches, parameters)
     try:
         if not all(weight.numel() for weight in parameters[::2]):  # a width of 0: kernels read at least one
             check()

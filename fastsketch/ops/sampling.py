@@ -8,15 +8,15 @@ from torch import Tensor
 from fastsketch import _backend
 from fastsketch._checks import check_values
 from fastsketch.ops.eager import nothing_looks_on
-
-MAX_REGIONS = 1024
-"""Region ids are in [0, MAX_REGIONS)."""
+from fastsketch.reference.sampling import MAX_REGIONS
 
 
 def _check(density: Tensor, region: Tensor | None, uniform: Tensor) -> None:
     if not _backend.checks_values(density):
         return
     check_values("density", density, "be finite and non-negative,", lambda value: 0 <= value < math.inf)
+    if density.dtype == torch.float64 and not density.sum(1).isfinite().all():
+        raise ValueError("density must have a finite sum")
     check_values("uniform", uniform, "lie in [0, 1],", lambda value: 0 <= value <= 1)
     if region is not None:
         check_values("region", region, f"lie in [0, {MAX_REGIONS}),", lambda value: 0 <= value < MAX_REGIONS)

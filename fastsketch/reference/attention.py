@@ -19,17 +19,15 @@ def attention_statistics_forward(
     """
     dtype = accumulation_dtype(query.dtype)
     q, k = query.to(dtype), key.to(dtype)
-    received = q.new_zeros(k.shape[:2])
-    entropy, lse = q.new_empty(q.shape[:2]), q.new_empty(q.shape[:2])
-    for start in range(0, q.shape[1], CHUNK):
-        rows = slice(start, start + CHUNK)
-        logits = q[:, rows] @ k.mT * scale
-        lse[:, rows] = logits.logsumexp(-1)
-        log_a = logits - lse[:, rows, None]
+    received, entropy, lse = torch.zeros((), dtype=dtype, device=q.device), [], []
+    for rows in q.split(CHUNK, dim=1):  # nothing in place: transforms of torch.func see it
+        logits = rows @ k.mT * scale
+        lse.append(logits.logsumexp(-1))
+        log_a = logits - lse[-1][..., None]
         a = log_a.exp()
-        received += a.sum(1)
-        entropy[:, rows] = -(a * log_a).sum(-1)
-    return received / q.shape[1], entropy, lse
+        received = received + a.sum(1)
+        entropy.append(-(a * log_a).sum(-1))
+    return received / q.shape[1], torch.cat(entropy, 1), torch.cat(lse, 1)
 
 
 def attention_statistics_backward(

@@ -6,6 +6,12 @@ from torch import Tensor
 LEAST_WEIGHT = 1e-30
 """Stands for weight zero: chosen only when a region has nothing else, and then uniformly."""
 
+MAX_BOOST = 1e30
+"""The largest boost: weights and their sums stay far from overflow."""
+
+MAX_REGIONS = 1024
+"""Region ids are in [0, MAX_REGIONS)."""
+
 LEAST_UNIFORM = 2.0**-33
 """Stands for a uniform of exactly 0, whose logarithm has no value."""
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 from fastsketch.errors import FastsketchError
 from fastsketch.functional import Negatives
 from fastsketch.nn.losses import PerceptualDistance
+from fastsketch.reference.sampling import MAX_BOOST, MAX_REGIONS
 
 Preset = Literal["cut", "fastcut", "fsscl"]
 
@@ -195,9 +196,10 @@ class TrainConfig:
         for name in ["lr", "temperature", "density_boost"]:
             value = getattr(self, name)
             _require(0 < value < float("inf"), name, "finite and above 0", value)
+        _require(self.density_boost <= MAX_BOOST, "density_boost", f"at most {MAX_BOOST:g}", self.density_boost)
         _require(self.blocks >= 5, "blocks", "at least 5 (layer 16 is tapped)", self.blocks)
         _require(self.sketch_channels in (1, 3), "sketch_channels", "1 or 3", self.sketch_channels)
-        _require(2 <= self.num_regions <= 1024, "num_regions", "2 to 1024", self.num_regions)
+        _require(2 <= self.num_regions <= MAX_REGIONS, "num_regions", f"2 to {MAX_REGIONS}", self.num_regions)
         window = self.density_window
         _require(window % 2 == 1 and window >= 1, "density_window", "odd and at least 1", window)
         _require(self.seed < 2**63, "seed", "below 2⁶³", self.seed)

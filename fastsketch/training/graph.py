@@ -49,6 +49,7 @@ class GraphedStep:
 
     def __init__(self, step: Step, rng: torch.Generator, capture: Callable | None = None) -> None:
         self.step, self.rng, self.capture = step, rng, capture or CudaCapture()
+        self._side: torch.cuda.Stream | None = None  # one: memory is kept for each stream that was ever used
         self._calls: dict[tuple, int] = {}
         self._captured: dict[tuple, tuple[dict[str, Tensor], Callable[[], None], dict[str, Tensor]]] = {}
 
@@ -74,7 +75,7 @@ class GraphedStep:
     def _plainly(self, batch: dict[str, Tensor], flipped: bool) -> dict[str, Tensor]:
         if self.rng.device.type != "cuda":
             return self.step(batch, flipped)
-        side = torch.cuda.Stream()
+        side = self._side = self._side or torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*capturable=True")  # these steps are the warm-up of a capture

@@ -134,6 +134,9 @@ class TrainingStep:
             kept = [{k: group[k] for k in ("lr", "fused", "capturable", "foreach")} for group in optimizer.param_groups]
             groups = [{**g, **k} for g, k in zip(states[name]["param_groups"], kept, strict=True)]
             optimizer.load_state_dict({**states[name], "param_groups": groups})
+            for parameter, state in optimizer.state.items():  # fused Adam goes by memory: in the parameter's layout
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    state[moment] = torch.empty_like(parameter).copy_(state[moment])
 
 
 class _Call(nn.Module):

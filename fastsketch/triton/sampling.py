@@ -7,10 +7,7 @@ There is no Triton kernel here (selection is sorting); this path serves where th
 import torch
 from torch import Tensor
 
-from fastsketch.reference.sampling import LEAST_UNIFORM, region_quota, sampling_weight
-
-MAX_REGIONS = 1024
-"""Region ids are below this (`fastsketch.ops.sampling`); the number in use is not asked for, that would synchronise."""
+from fastsketch.reference.sampling import LEAST_UNIFORM, MAX_REGIONS, region_quota, sampling_weight
 
 
 def sample_patches(
@@ -28,7 +25,7 @@ def sample_patches(
     if region is None:
         return order[:, :num_patches].contiguous()
     region = region.long()
-    quota = region_quota(weight, region, num_patches, MAX_REGIONS)
+    quota = region_quota(weight, region, num_patches, MAX_REGIONS)  # to ask how many are used would synchronise
     order = order.gather(1, region.gather(1, order).argsort(dim=1, stable=True))
 
     # Place of each position among its region's, and the output's place of each region's first.

@@ -162,6 +162,13 @@ def monce_loss(q, k, opt, images):
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="none")
 
 
+def test_monce_refuses_to_learn_epsilon():
+    eps = torch.tensor(1.0, requires_grad=True)
+    opt = SimpleNamespace(nce_T=0.07, batch_size=1, num_patches=8, eps=eps, cost_type="hard", neg_term_weight=1.0)
+    with pytest.raises(TypeError, match=r"opt\.eps must be a number, got a tensor that wants a gradient"):
+        monce.MoNCELoss(opt)(torch.randn(8, 4), torch.randn(8, 4))
+
+
 @pytest.mark.parametrize("cost", ["easy", "hard"])
 @pytest.mark.parametrize("eps", [1.0, 0.1])
 def test_monce_is_the_loss_and_gradient_through_the_plan(cost, eps):

@@ -79,6 +79,15 @@ def test_the_curriculum(epoch, step, gamma):
     torch.testing.assert_close(weight[0], relation(q, k, gamma)[1])
 
 
+def test_the_curriculum_leaves_an_option_that_is_a_tensor_as_it_is():
+    opt = options(
+        HDCE_gamma=torch.tensor(10.0), use_curriculum=True, HDCE_gamma_min=1.0, n_epochs=10, n_epochs_decay=10
+    )
+    opt.step_gamma = False
+    first, second = (hneg_src.SRC_Loss(opt)(unit_rows(8, 4), unit_rows(8, 4, seed=1), epoch=10)[0] for _ in range(2))
+    assert opt.HDCE_gamma == 10 and torch.equal(first, second)
+
+
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("with_weight", [False, True])

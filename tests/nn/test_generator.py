@@ -115,18 +115,14 @@ def test_bad_arguments_are_named(generator, call, name):
         call(generator, *inputs())
 
 
-def test_projection_is_float32_under_autocast_and_takes_its_shapes_from_anywhere():
+def test_projection_is_float32_under_autocast():
     patches = [torch.randn(2, 5, c).bfloat16() for c in (3, 8)]
-    lazy = PatchProjection(dim=6)
+    projection = PatchProjection([3, 8], 6)
     with torch.autocast("cpu", torch.bfloat16):
-        out = lazy(patches)
+        out = projection(patches)
     assert out.shape == (2, 2, 5, 6) and out.dtype == torch.float32
-    fresh = PatchProjection(dim=6)
-    fresh.load_state_dict(lazy.state_dict())
-    assert torch.equal(fresh(patches), lazy(patches))
-    assert set(PatchProjection([3, 8], 6).state_dict()) == set(lazy.state_dict())
     with pytest.raises(ValueError, match="patches"):
-        lazy(patches[:1])
+        projection(patches[:1])
 
 
 @pytest.mark.parametrize("negatives", ["image", "same_region", "other_regions", "batch"])
@@ -248,3 +244,18 @@ def test_channels_last_changes_no_gradient(generator, batch):
     last = torch.autograd.grad(generator(image, mask).square().sum(), list(generator.model.parameters()))
     for a, b in zip(plain, last, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"key": torch.randn(3, 5, 8, 4)}, r"key must have shape \[5, 3, 8, 4\], got \[3, 5, 8, 4\]"),
+        ({"key": torch.randn(120, 4)}, "key must have shape"),
+        ({"query": torch.randn(5, 8, 4)}, r"query must be \[L, B, S, D\], got \[5, 8, 4\]"),
+        ({"region": torch.zeros(3, 8, 1, dtype=torch.long)}, r"region must have shape \[3, 8\]"),
+    ],
+)
+def test_layers_whose_shapes_do_not_belong_together_are_refused(arguments, message):
+    given = {"query": torch.randn(5, 3, 8, 4), "key": torch.randn(5, 3, 8, 4), **arguments}
+    with pytest.raises(ValueError, match=message):
+        MultiLayerPatchNCE(negatives="same_region")(given.pop("query"), given.pop("key"), **given)

@@ -148,7 +148,7 @@ def test_same_tensor_as_query_and_key(backend, randn):
 @pytest.mark.parametrize("normalize", [False, True])
 def test_second_derivatives(backend, randn, normalize, key_too):
     query, key = randn(2, 4, 3, seed=1, grad=True), randn(2, 4, 3, seed=2, grad=key_too)
-    region = torch.tensor([[0, 0, 1, 1], [0, 1, 2, 0]])
+    region = torch.tensor([[0, 0, 1, 1], [0, 1, 2, 0]], device=query.device)
 
     def loss(query, key):
         everywhere = fastsketch.patch_nce(query, key, temperature=0.5, normalize=normalize)
@@ -392,3 +392,13 @@ def test_no_look_at_weights_on_a_gpu_without_being_asked(monkeypatch):
     monkeypatch.delenv("FASTSKETCH_CHECK")
     query = torch.randn(2, 5, 3, device="cuda")
     fastsketch.patch_nce(query, query, weight=torch.full((2, 5), -1.0, device="cuda"))
+
+
+@pytest.mark.parametrize("wants_gradient", [False, True])
+def test_autocast_leaves_float64_alone(backend, randn, wants_gradient):
+    query, key = randn(2, 8, 4, grad=wants_gradient), randn(2, 8, 4, seed=1)
+    want = fastsketch.patch_nce(query, key)
+    with torch.autocast(query.device.type, torch.bfloat16):
+        assert torch.equal(fastsketch.patch_nce(query, key), want)
+        with pytest.raises(TypeError, match=r"key must have query's dtype torch\.float64, got torch\.float32"):
+            fastsketch.patch_nce(query, key.float())

@@ -185,3 +185,14 @@ def test_the_module_steps_aside_for_hooks_and_other_layers():
     torch.testing.assert_close(changed[1], plain[1])
     torch.testing.assert_close(changed[0], projection.mlp_0(patches[0]))
     assert not torch.allclose(changed[0], plain[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_autocast_leaves_the_dtype_alone(backend, dtype):
+    patches = [torch.randn(1, 4, 8, dtype=dtype)]
+    parameters = [torch.randn(size, dtype=dtype) for size in ((16, 8), (16,), (16, 16), (16,))]
+    want = fastsketch.project_patches(patches, parameters)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = fastsketch.project_patches(patches, parameters)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, want)

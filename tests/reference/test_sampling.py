@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 import fastsketch
+from fastsketch.reference.sampling import MAX_BOOST
 
 KERNELS = ("sample_patches",)
 UNLIKELY = 1e-4
@@ -347,6 +348,25 @@ def test_strides_ranks_and_dtypes_do_not_matter(backend, device, restrided):
     assert torch.equal(got, want[:1].expand(3, -1))
 
 
+def test_largest_boost(backend):
+    """Only what is above the threshold is drawn, while there is any: nothing overflows."""
+    density = torch.rand(2, 64) + 0.5
+    density[:, :9] += 10
+    index = fastsketch.sample_patches(density, 9, threshold=2.0, boost=MAX_BOOST)
+    assert torch.equal(index.sort(1).values, torch.arange(9).expand(2, -1))
+
+
+def test_kernel_called_by_itself_refuses_what_it_cannot_count():
+    if not hasattr(torch.ops.fastsketch_C, "sample_patches"):
+        pytest.skip("the C++ kernels are not built")
+    density, uniform = torch.rand(1, 64), torch.rand(1, 64)
+    for boost in (1e308, -1.0, NAN):
+        with pytest.raises(RuntimeError, match="boost must be"):
+            torch.ops.fastsketch_C.sample_patches(density, None, uniform, 8, 1.5, boost)
+    with pytest.raises(RuntimeError, match="threshold must be"):
+        torch.ops.fastsketch_C.sample_patches(density, None, uniform, 8, NAN, 2.0)
+
+
 D = torch.ones(2, 3, 4)
 NAN, INF = float("nan"), float("inf")
 
@@ -368,6 +388,7 @@ def spoiled(value: float) -> Tensor:
         (ValueError, "density must be finite and non-negative, got -1", {"density": spoiled(-1)}),
         (ValueError, "density must be finite and non-negative, got nan", {"density": spoiled(NAN)}),
         (ValueError, "density must be finite and non-negative, got 1.0 to inf", {"density": spoiled(INF)}),
+        (ValueError, "density must have a finite sum", {"density": D.double() * 1e308}),
         (TypeError, "num_patches must be an int, got float", {"num_patches": 3.0}),
         (TypeError, "num_patches must be an int, got bool", {"num_patches": True}),
         (ValueError, "num_patches must be 1 to 12, .* got 0", {"num_patches": 0}),
@@ -381,6 +402,7 @@ def spoiled(value: float) -> Tensor:
         (ValueError, "threshold must be non-negative and finite, got inf", {"threshold": INF}),
         (ValueError, "boost must be positive and finite, got 0", {"boost": 0.0}),
         (ValueError, "boost must be positive and finite, got inf", {"boost": INF}),
+        (ValueError, r"boost must be at most 1e\+30, got 1e\+31", {"boost": 1e31}),
         (TypeError, "uniform must be one of float32.* got torch.int64", {"uniform": D.long()}),
         (ValueError, r"uniform must have shape \[2, 3, 4\], got \[3, 4\]", {"uniform": D[0]}),
         (ValueError, r"uniform must lie in \[0, 1\], got 1.0 to 1.5", {"uniform": spoiled(1.5)}),

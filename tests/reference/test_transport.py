@@ -33,6 +33,22 @@ def test_gradient_is_that_through_all_iterations(backend, randn, samples):
     torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("epsilon", [0.005, 0.001])
+def test_gradient_stays_bounded_where_the_scaling_has_not_converged(backend, epsilon, dtype):
+    """A small ε: not the gradient through the iterations any more, but no larger than that is."""
+    generator = torch.Generator().manual_seed(0)
+    unit = torch.nn.functional.normalize
+    query = unit(torch.randn(1, 64, 32, generator=generator, dtype=torch.float64), dim=2)
+    key = unit(query + 0.3 * torch.randn(1, 64, 32, generator=generator, dtype=torch.float64), dim=2)
+    cost = (query @ key.mT).masked_fill(torch.eye(64, dtype=torch.bool), -10.0).to(dtype).requires_grad_()
+    weight = torch.rand(1, 64, 64, generator=generator, dtype=torch.float64)
+    (got,) = torch.autograd.grad((TransportPlan.apply(cost, epsilon) * weight).sum(), cost)
+    exact = cost.detach().double().requires_grad_()
+    (wanted,) = torch.autograd.grad((scaled(exact, epsilon) * weight).sum(), exact)
+    assert 0 < got.norm() < 2 * wanted.norm()
+
+
 def test_in_float32_no_worse_than_the_log_domain(backend, randn, assert_as_good_as_naive):
     cost = randn(2, 100, 100, scale=0.3)
     truth = scaled(cost, 0.5)

@@ -1,5 +1,6 @@
 """Speed switches: what auto chooses, what is refused, and that none changes what is learnt beyond rounding."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,3 +246,26 @@ def test_a_run_resumes_with_other_switches(tiny, first):
         g["fused"] == (True if other == "on" else None) for o in run.update.optimizers.values() for g in o.param_groups
     )
     assert run.run() and load_checkpoint(run.paths.checkpoint, CPU)["step"] == 10
+
+
+@pytest.mark.parametrize("first", ["on", "off"])
+def test_a_run_resumes_in_another_layout(tiny, tmp_path, first):
+    """Adam's moments go by memory: they must take the layout of the weights as they are now."""
+    config = tiny(epochs=1, decay_epochs=0, channels_last=first, winograd="off", flip=False)
+    assert trainer(config).run()
+    shutil.copytree(config.out, tmp_path / "same")
+    other = "off" if first == "on" else "on"
+    runs = [
+        trainer(replace(config, resume=True, epochs=2, out=tmp_path / "same")),
+        trainer(replace(config, resume=True, epochs=2, channels_last=other)),
+    ]
+    moved = []
+    for run in runs:
+        for optimizer in run.update.optimizers.values():
+            for parameter, state in optimizer.state.items():
+                assert parameter.stride() == state["exp_avg"].stride() == state["exp_avg_sq"].stride()
+        before = [x.clone() for x in weights(run)]
+        run.train_step(next(run.batches.of_epoch(1, 0)))
+        moved.append([new - old for new, old in zip(weights(run), before, strict=True)])
+    same, changed = (torch.cat([x.flatten() for x in run]) for run in moved)
+    assert (same - changed).norm() < 0.1 * same.norm()
