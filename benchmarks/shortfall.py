@@ -71,7 +71,7 @@ def write_changed(change: Change, pairs: list[Pair], drawn: Path, folder: Path, 
     items = []
     for number, pair in enumerate(pairs):
         sketch = read_sketch(pair.sketch)
-        sketch = fit_within(sketch, image_size, image_size) if image_size else sketch
+        sketch = fit_within(sketch, image_size) if image_size else sketch
         drawing = Image.open(drawing_of(pair, drawn).generated).convert("L")
         path = folder / f"{number}.png"
         change(drawing, sketch).save(path)

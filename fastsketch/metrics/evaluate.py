@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
 from fastsketch.errors import FastsketchError
@@ -17,14 +18,7 @@ from fastsketch.metrics.fid import SubsetDistances, find_inception
 from fastsketch.metrics.perceptual import Perceptual
 from fastsketch.metrics.report import METRICS, OVERALL, Evaluation, summarise
 from fastsketch.metrics.similarity import fsim, ssim
-from fastsketch.training.images import (
-    fit_within,
-    mask_to_tensor,
-    picture_size,
-    read_photo,
-    save_image,
-    size_within,
-)
+from fastsketch.training.images import fit_within, picture_size, read_photo, save_image, size_within
 from fastsketch.training.pairs import Pair
 from fastsketch.weights import WeightsNotFound, weights_folder
 
@@ -70,7 +64,7 @@ def _check(items: Sequence[Item], metrics: Sequence[str], batch_size: int, image
 def _check_sizes(item: Item, image_size: int | None) -> None:
     """Refuse pictures that cannot be compared, before hours are spent on the others."""
     generated, whole = picture_size(item.generated), picture_size(item.reference)
-    reference = whole if image_size is None else size_within(whole, image_size, image_size)
+    reference = whole if image_size is None else size_within(whole, image_size)
     if generated != reference:
         scaled = "" if reference == whole else f", scaled down to {reference[0]}x{reference[1]}"
         raise FastsketchError(
@@ -84,7 +78,7 @@ def _check_sizes(item: Item, image_size: int | None) -> None:
 
 def _read_item(item: Item, image_size: int | None) -> tuple[Image.Image, Image.Image]:
     generated, reference = read_photo(item.generated), read_photo(item.reference)
-    return generated, reference if image_size is None else fit_within(reference, image_size, image_size)
+    return generated, reference if image_size is None else fit_within(reference, image_size)
 
 
 def _batches(
@@ -102,7 +96,7 @@ def _batches(
 
 
 def _stack(images: Sequence[Image.Image], mode: str, device: torch.device) -> Tensor:  # [B, C, H, W]
-    return torch.stack([mask_to_tensor(image.convert(mode)) for image in images]).to(device)
+    return torch.stack([TF.to_tensor(image.convert(mode)) for image in images]).to(device)
 
 
 def evaluate(
@@ -225,7 +219,7 @@ def grey_photo_yardstick(pairs: Sequence[Pair], *, image_size: int | None = None
             generated = Path(folder) / f"{number}.png"
             photo = read_photo(pair.photo)
             if image_size is not None:
-                photo = fit_within(photo, image_size, image_size)
+                photo = fit_within(photo, image_size)
             save_image(photo.convert("L"), generated)
             items.append(Item(pair.subset, pair.name, generated, pair.sketch))
         return evaluate(items, image_size=image_size, **options)

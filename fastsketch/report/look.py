@@ -165,7 +165,7 @@ def look_at_run(
     for pair, photo, points, sketch in shown:
         real = None
         if pair.sketch is not None:
-            real = fit_within(read_sketch(pair.sketch, config.sketch_channels), config.image_size, config.image_size)
+            real = fit_within(read_sketch(pair.sketch, config.sketch_channels), config.image_size)
         row = scores.get((pair.subset, pair.name), {})
         scored = {metric: float(row[metric]) for metric in IMAGE_METRICS if metric in row}
         gallery.append(Shown(pair.subset, pair.name, photo, points, sketch, real, scored))

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
+from torchvision.transforms import functional as TF
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.images import centred_padding, fit_within, mask_to_tensor, pad, read_photo, read_sketch
+from fastsketch.training.images import fit_within, pad_to, read_photo, read_sketch
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair, find_pairs, find_sketches, name_some
 
@@ -213,9 +214,7 @@ class SketchDataset(Dataset):
 
     def _place_on_canvas(self, image: Image.Image, *, mask: bool) -> Tensor:
         side = self.image_size
-        image = fit_within(image, side, side, mask=mask)
-        pixels = (mask_to_tensor(image) * 255.0).round().to(torch.uint8)
-        return pad(pixels, centred_padding((image.height, image.width), side, side))
+        return pad_to(TF.pil_to_tensor(fit_within(image, side, mask=mask)), side, side)[0]
 
 
 def _checked_epoch(epoch: int) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
 from fastsketch.errors import FastsketchError
@@ -17,12 +18,11 @@ from fastsketch.training.images import (
     fit_within,
     list_folder,
     list_images,
-    mask_to_tensor,
     pad_to_multiple,
     read_photo,
     save_image,
     to_image,
-    to_tensor,
+    to_signed_tensor,
 )
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair, name_some
@@ -50,7 +50,7 @@ def read_for_drawing(
     if masks is None:
         return scaled, None
     mask = masks(photo, given=given, name=str(path))
-    return scaled, mask if image_size is None else fit_within(mask, image_size, image_size, mask=True)
+    return scaled, mask if image_size is None else fit_within(mask, image_size, mask=True)
 
 
 def to_inputs(
@@ -70,12 +70,12 @@ def to_inputs(
         ValueError: no mask for a generator with a mask channel.
     """
     device = next(generator.parameters()).device
-    x, padding = pad_to_multiple(to_tensor(photo)[None])
+    x, padding = pad_to_multiple(to_signed_tensor(photo)[None])
     if not generator.mask_channel:
         return x.to(device), None, padding
     if mask is None:
         raise ValueError("mask must be given: the generator has a mask channel")
-    return x.to(device), pad_to_multiple(mask_to_tensor(mask)[None])[0].to(device), padding
+    return x.to(device), pad_to_multiple(TF.to_tensor(mask)[None])[0].to(device), padding
 
 
 @torch.inference_mode()
@@ -130,7 +130,7 @@ def scale_down(photo: Image.Image, image_size: int | None, name: str) -> Image.I
     Raises:
         FastsketchError: too small, or too narrow once scaled.
     """
-    scaled = photo if image_size is None else fit_within(photo, image_size, image_size)
+    scaled = photo if image_size is None else fit_within(photo, image_size)
     if min(scaled.size) < SMALLEST:
         drawn = "" if scaled.size == photo.size else f", scaled down to {scaled.width}×{scaled.height}"
         raise FastsketchError(

@@ -10,14 +10,14 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
+from torchvision.transforms import functional as TF
 
 from fastsketch.errors import FastsketchError
 from fastsketch.training.files import written_whole
@@ -152,68 +152,57 @@ def read_mask(path: str | Path) -> Image.Image:
     return read_photo(path).convert("L")
 
 
-def to_tensor(image: Image.Image) -> Tensor:  # [C, H, W]
-    """8-bit L or RGB image to float32 [C, H, W] in [-1, 1]: x / 127.5 - 1."""
-    return mask_to_tensor(image).mul_(2.0).sub_(1.0)
+def to_signed_tensor(image: Image.Image) -> Tensor:  # [C, H, W]
+    """8-bit L or RGB image to float32 [C, H, W] in [-1, 1]: 2x / 255 - 1. (torchvision's `to_tensor` is in [0, 1].)
+
+    Raises:
+        ValueError: another mode.
+    """
+    if image.mode not in ("L", "RGB"):
+        raise ValueError(f"image mode must be L or RGB, got {image.mode}")
+    return TF.to_tensor(image).mul_(2.0).sub_(1.0)
 
 
 def to_image(tensor: Tensor) -> Image.Image:
-    """Float [C, H, W] in [-1, 1] (C = 1 or 3) to an 8-bit L or RGB image.
+    """Float [C, H, W] in [-1, 1] (C = 1 or 3) to an 8-bit L or RGB image, rounded to the nearest.
 
-    Values outside the range are clamped; `to_image(to_tensor(image))` is the image.
+    Values outside the range are clamped; `to_image(to_signed_tensor(image))` is the image.
 
     Raises:
         ValueError: another shape, or non-finite values.
     """
-    return mask_to_image((tensor.detach().float() + 1.0) / 2.0)
-
-
-def mask_to_tensor(image: Image.Image) -> Tensor:  # [C, H, W]
-    """8-bit L or RGB image to float32 [C, H, W] in [0, 1]."""
-    if image.mode not in ("L", "RGB"):
-        raise ValueError(f"image mode must be L or RGB, got {image.mode}")
-    array = np.array(image)
-    array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(array)).float() / 255.0
-
-
-def mask_to_image(tensor: Tensor) -> Image.Image:
-    """Float [C, H, W] in [0, 1] (C = 1 or 3) to an 8-bit L or RGB image."""
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
         raise ValueError(f"tensor must be [1, H, W] or [3, H, W], got {tuple(tensor.shape)}")
-    tensor = tensor.detach().float().cpu()
-    if not torch.isfinite(tensor).all():
+    unsigned = ((tensor.detach().float() + 1.0) / 2.0).cpu()
+    if not torch.isfinite(unsigned).all():
         raise ValueError("tensor has non-finite values and cannot become an image")
-    array = (tensor.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).numpy()
-    return Image.fromarray(array[0] if array.shape[0] == 1 else array.transpose(1, 2, 0).copy())
+    return TF.to_pil_image((unsigned.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8))
 
 
-def fit_within(image: Image.Image, height: int, width: int, *, mask: bool = False) -> Image.Image:
-    """Scales an image down (antialiased, aspect kept) to fit in height x width.
+def fit_within(image: Image.Image, side: int, *, mask: bool = False) -> Image.Image:
+    """Scales an image down (antialiased, aspect kept) to fit in a square of this side, pixels.
 
     An image that already fits is returned as it is: nothing is ever enlarged.
 
     Args:
         image: any PIL image.
-        height: room in pixels.
-        width: room in pixels.
+        side: of the square, at least 1.
         mask: bilinear instead of bicubic, which would overshoot at the edges of a mask.
     """
-    size = size_within(image.size, height, width)
+    size = size_within(image.size, side)
     if size == image.size:
         return image
     return image.resize(size, Image.Resampling.BILINEAR if mask else Image.Resampling.BICUBIC)
 
 
-def size_within(size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
-    """What `fit_within` makes of an image of this (width, height)."""
-    scale = min(height / size[1], width / size[0])
+def size_within(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """What `fit_within` makes of an image of this (width, height), pixels: (width, height)."""
+    scale = side / max(size)
     return size if scale >= 1 else (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
 
 
-@dataclass(frozen=True)
-class Padding:
-    """Pixels added on each side of an image."""
+class Padding(NamedTuple):
+    """Pixels added on each side of an image, in torchvision's order."""
 
     left: int
     top: int
@@ -221,73 +210,41 @@ class Padding:
     bottom: int
 
 
-def centred_padding(size: tuple[int, int], height: int, width: int) -> Padding:
-    """Padding that centres an image of size (H, W) on a height x width canvas.
-
-    Raises:
-        ValueError: the image is larger than the canvas.
-    """
-    extra_h, extra_w = height - size[0], width - size[1]
-    if extra_h < 0 or extra_w < 0:
-        raise ValueError(f"canvas {height}x{width} is smaller than the image {size[0]}x{size[1]} (H x W)")
-    left, top = extra_w // 2, extra_h // 2
-    return Padding(left, top, extra_w - left, extra_h - top)
-
-
-def pad(tensor: Tensor, padding: Padding, mode: str = "edge") -> Tensor:
-    """Pads the last two dimensions of a [..., H, W] tensor; see `pad_to` for `mode`."""
-    sides = (padding.left, padding.right, padding.top, padding.bottom)
-    if mode == "white":
-        return F.pad(tensor, sides, value=1.0)
-    if mode != "edge":
-        raise ValueError(f"mode must be 'edge' or 'white', got {mode!r}")
-    # torch's replicate padding wants a batch dimension and a floating-point dtype; indexing does not.
-    height, width = tensor.shape[-2:]
-    rows = torch.arange(-padding.top, height + padding.bottom, device=tensor.device)
-    columns = torch.arange(-padding.left, width + padding.right, device=tensor.device)
-    tensor = tensor.index_select(-2, rows.clamp_(0, height - 1))
-    return tensor.index_select(-1, columns.clamp_(0, width - 1))
-
-
-def pad_to(
-    tensor: Tensor,  # [..., H, W]
-    height: int,
-    width: int,
-    mode: str = "edge",
-) -> tuple[Tensor, Padding]:
-    """Pads an image, centred, to height x width.
+def pad_to(tensor: Tensor, height: int, width: int) -> tuple[Tensor, Padding]:
+    """Pads an image, centred, by its border pixels: shoulders go on, where a reflection would double them.
 
     Args:
-        tensor: [..., H, W], any dtype.
+        tensor: [C, H, W] or [B, C, H, W], uint8 or float.
         height: of the canvas, at least H.
         width: of the canvas, at least W.
-        mode: "edge" repeats the border pixels (shoulders go on, paper stays paper; a reflection
-            would double shoulders), "white" fills with 1, which is white paper in [-1, 1].
 
     Returns:
-        The padded tensor [..., height, width] and the padding, for `crop_back`.
+        The padded tensor [..., height, width] of the same dtype, contiguous, and the padding, for `crop_back`.
 
     Raises:
-        ValueError: canvas smaller than the image, or unknown mode.
+        ValueError: the canvas is smaller than the image.
     """
-    padding = centred_padding((tensor.shape[-2], tensor.shape[-1]), height, width)
-    return pad(tensor, padding, mode), padding
+    extra_h, extra_w = height - tensor.shape[-2], width - tensor.shape[-1]
+    if min(extra_h, extra_w) < 0:
+        image = "x".join(map(str, tensor.shape[-2:]))
+        raise ValueError(f"canvas {height}x{width} is smaller than the image {image} (H x W)")
+    left, top = extra_w // 2, extra_h // 2
+    padding = Padding(left, top, extra_w - left, extra_h - top)
+    return TF.pad(tensor, padding, padding_mode="edge").contiguous(), padding
 
 
-def pad_to_multiple(
-    tensor: Tensor,  # [..., H, W]
-    multiple: int = 4,
-    mode: str = "edge",
-) -> tuple[Tensor, Padding]:
-    """Pads height and width up to a multiple (4: the generator halves twice); see `pad_to`."""
-    if multiple < 1:
-        raise ValueError(f"multiple must be at least 1, got {multiple}")
-    height, width = (-(-size // multiple) * multiple for size in tensor.shape[-2:])
-    return pad_to(tensor, height, width, mode)
+def pad_to_multiple(tensor: Tensor) -> tuple[Tensor, Padding]:
+    """Pads height and width up to multiples of 4 (the generator halves twice); see `pad_to`."""
+    height, width = (-(-size // 4) * 4 for size in tensor.shape[-2:])
+    return pad_to(tensor, height, width)
 
 
 def crop_back(tensor: Tensor, padding: Padding) -> Tensor:
-    """Cuts the padding off again: [..., H + top + bottom, W + left + right] to [..., H, W]."""
+    """Cuts the padding off again: [..., top + H + bottom, left + W + right] to [..., H, W].
+
+    Raises:
+        ValueError: nothing would be left.
+    """
     height, width = tensor.shape[-2:]
     bottom, right = height - padding.bottom, width - padding.right
     if bottom <= padding.top or right <= padding.left:

@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms import functional as TF
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.images import SMALLEST, fit_within, mask_to_tensor, read_mask, save_image
+from fastsketch.training.images import SMALLEST, fit_within, read_mask, save_image
 from fastsketch.weights import load_person_segmenter
 
 METHODS = ("auto", "folder", "white", "grabcut", "person", "none")
@@ -167,7 +168,7 @@ def person_mask(photo: Image.Image, segmenter: torch.nn.Module) -> np.ndarray:  
     """Probability of the class person, float32 in [0, 1], by a torchvision segmentation network."""
     device = next(segmenter.parameters()).device
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (_IMAGENET_MEAN, _IMAGENET_STD))
-    pixels = (mask_to_tensor(photo).to(device) - mean) / std
+    pixels = (TF.to_tensor(photo).to(device) - mean) / std
     logits = segmenter(pixels[None])["out"]
     return logits.softmax(dim=1)[0, _PERSON_CLASS].float().cpu().numpy()
 
@@ -257,7 +258,7 @@ class MaskSource:
         return self.cache_dir / f"{key.hexdigest()[:32]}.png"
 
     def _make(self, photo: Image.Image, method: str, name: str) -> Image.Image:
-        small = fit_within(photo, _WORKING_SIDE, _WORKING_SIDE)
+        small = fit_within(photo, _WORKING_SIDE)
         if method == "person":
             assert self._segmenter is not None
             values = person_mask(small, self._segmenter)

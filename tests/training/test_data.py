@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from fastsketch.errors import FastsketchError
 from fastsketch.training.data import EpochSampler, SketchDataset, find_pairs, find_sketches
-from fastsketch.training.images import to_tensor
+from fastsketch.training.images import to_signed_tensor
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import note_on_split
 
@@ -129,11 +129,11 @@ def test_items_are_padded_not_squeezed(tree):
         "index": ((), torch.int64),
     }
     assert item["index"] == 2
-    photo = to_tensor(Image.open(data.pairs[2].photo))
+    photo = to_signed_tensor(Image.open(data.pairs[2].photo))
     assert torch.equal(item["photo"][:, 3:28, 6:26], photo)
     assert torch.equal(item["photo"][:, 0, 6:26], photo[:, 0])
-    assert torch.equal(item["sketch"][:, 3:28, 6:26], to_tensor(Image.open(data.pairs[2].sketch)))
-    assert torch.equal(item["mask"][:, 3:28, 6:26] * 2 - 1, to_tensor(Image.open(data.pairs[2].mask)))
+    assert torch.equal(item["sketch"][:, 3:28, 6:26], to_signed_tensor(Image.open(data.pairs[2].sketch)))
+    assert torch.equal(item["mask"][:, 3:28, 6:26] * 2 - 1, to_signed_tensor(Image.open(data.pairs[2].mask)))
     assert SketchDataset(find_pairs(tree), image_size=32, sketch_channels=3, masks=NONE)[0]["sketch"].shape[0] == 3
 
 
@@ -142,7 +142,7 @@ def test_larger_photos_are_scaled_to_fit(tmp_path):
     write_image(tmp_path / "sketches/a.png", 1, size=(64, 128), mode="L")
     item = SketchDataset(find_pairs(tmp_path), image_size=32, masks=NONE, flip=False)[0]
     expected = Image.open(tmp_path / "photos/a.png").resize((16, 32), Image.Resampling.BICUBIC)
-    assert torch.equal(item["photo"][:, :, 8:24], to_tensor(expected))
+    assert torch.equal(item["photo"][:, :, 8:24], to_signed_tensor(expected))
 
 
 def test_crop_and_flip_go_together(tmp_path):
