@@ -201,7 +201,7 @@ def project_patches_backward(
 
 
 def normalize_layers(x: Tensor) -> list[Tensor]:  # [L, N, D] float32 or float64 -> L times [N, D]
-    """See `fastsketch.reference.normalization`."""
+    """Each row over its norm: see `fastsketch.reference.projection`."""
     return _ops.normalize_layers(x.contiguous())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastsketch import _backend, cpp, reference
+from fastsketch import _backend, cpp, reference  # noqa: F401 (cpp registers what the library adds to)
 
 MAX_POSITIONS = 2**20
 """Positions of an image that the kernel holds."""
@@ -41,11 +41,6 @@ def _load() -> None:
 
 _load()
 _ops = torch.ops.fastsketch_C
-
-
-def facts() -> dict[str, str]:
-    """What the library was built for."""
-    return {"architectures": cpp.facts()["CUDA architectures"]}
 
 
 def sample_patches(

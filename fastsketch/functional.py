@@ -480,6 +480,7 @@ def local_density(structure_map: Tensor, window: int = 7) -> Tensor:
         [B, H, W] in the map's dtype (float32 for half precision).
 
     Raises:
+        TypeError: `structure_map` is no tensor, or not floating.
         ValueError: not [B, H, W], or a window that is not odd and positive.
     """
     check_tensor("structure_map", structure_map, FLOATING)

@@ -84,6 +84,23 @@ def assert_as_good_as_naive() -> Callable[..., None]:
     return check
 
 
+@pytest.fixture
+def with_threads() -> Callable[..., list]:
+    """with_threads(run): what run() gives on one, two and three of torch's threads, in a list."""
+
+    def collect(run: Callable, counts: tuple[int, ...] = (1, 2, 3)) -> list:
+        before, results = torch.get_num_threads(), []
+        try:
+            for count in counts:
+                torch.set_num_threads(count)
+                results.append(run())
+        finally:
+            torch.set_num_threads(before)
+        return results
+
+    return collect
+
+
 def relayout(x: Tensor, how: str) -> Tensor:
     """The same values in other strides: "sliced" out of a larger tensor, "transposed" in memory, or "offset"."""
     if how == "sliced":

@@ -47,9 +47,9 @@ def measure(
     device: str = "cpu",
     only: Callable[[str], bool] = lambda name: True,
     warm_up: int = 3,
-    rotate: bool = True,
 ) -> dict[str, list[float]]:
-    """Seconds of each contender, one a round, after `warm_up` rounds; contenders take turns.
+    """Seconds of each contender, one a round, after `warm_up` rounds; contenders take turns, and each call the next of
+    several sets of inputs.
 
     Args:
         case: what to measure; its check comes first.
@@ -58,7 +58,6 @@ def measure(
         device: cpu or cuda.
         only: which contenders.
         warm_up: rounds not counted.
-        rotate: give each call the next of several sets of inputs.
 
     Raises:
         AssertionError: contenders disagree.
@@ -66,8 +65,7 @@ def measure(
     inputs = [case.make()]
     case.check(inputs[0])
     contenders = {name: contender for name, contender in case.contenders.items() if only(name)}
-    if rotate:
-        inputs += [case.make() for _ in range(copies_needed(inputs[0], len(contenders), device) - 1)]
+    inputs += [case.make() for _ in range(copies_needed(inputs[0], len(contenders), device) - 1)]
     times: dict[str, list[float]] = {name: [] for name in contenders}
     gc.collect()
     gc.disable()

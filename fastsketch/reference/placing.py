@@ -11,7 +11,7 @@ def place_positions(
     grid: Sequence[int],  # (h, w)
     sizes: Sequence[tuple[int, int]],  # (H, W) of each of L grids
     borders: Sequence[int],  # of each
-    uniform: Tensor,  # [L, 2, B, S] float32 in [0, 1)
+    uniform: Tensor,  # [L, 2, B, S] float32 in [0, 1]
 ) -> list[Tensor]:  # L times [B, S] int64
     """In each grid a random cell of the block that the position's cell covers."""
     coordinates = (index // grid[1], index % grid[1])

@@ -31,7 +31,7 @@ class ShardedBatches(Sampler[list[int]]):
 
     def __init__(self, order: EpochSampler, batch_size: int, world: World) -> None:
         self.order, self.batch_size, self.world = order, batch_size, world
-        world.share(batch_size)
+        world.check_shares(batch_size)
         if order.length < world.size:
             raise FastsketchError(f"{order.length} pictures cannot be shared by {world.size} processes")
 

@@ -37,8 +37,8 @@ class World:
         """Whether this process writes files and talks."""
         return self.rank == 0
 
-    def share(self, count: int) -> int:
-        """This process's part of `count` pictures a step.
+    def check_shares(self, count: int) -> None:
+        """That the processes can share `count` pictures a step.
 
         Raises:
             FastsketchError: the processes cannot share them evenly.
@@ -48,7 +48,6 @@ class World:
                 f"batch_size counts the pictures of all processes together and must be a multiple of their "
                 f"number, {self.size}; got {count}"
             )
-        return count // self.size
 
     def highest(self, mine: int) -> int:
         """The highest of all processes' numbers; all must ask."""

@@ -36,6 +36,9 @@ __all__ = ["NonFiniteLoss", "RunPaths", "Trainer", "choose_device", "load_settin
 _POSITIONS, _FLIP = 2, 3
 """Streams of random numbers, beside those of the data."""
 
+SHORT = {"discriminator": "D", "gan": "G", "nce_identity": "nce_y", "pixel": "pix", "perceptual": "perc"}
+"""Names of losses in the progress bar."""
+
 
 class NonFiniteLoss(FastsketchError):
     """A loss or gradient became NaN or infinite; training stopped before it reached the weights."""
@@ -286,7 +289,3 @@ class Trainer:
             self.history.flush()
             place = (self.step, self.epoch, self.seen)
             save_run(self.paths, self.config, self.translator, self.update, place, self.dataset.fingerprint)
-
-
-SHORT = {"discriminator": "D", "gan": "G", "nce_identity": "nce_y", "pixel": "pix", "perceptual": "perc"}
-"""Names of losses in the progress bar."""

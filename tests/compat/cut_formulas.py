@@ -15,6 +15,11 @@ def options(**changes) -> SimpleNamespace:
     return SimpleNamespace(**(values | changes))
 
 
+def unit_rows(*shape, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(*shape, generator=generator, dtype=dtype), dim=-1)
+
+
 def cut_loss(q, k, opt):
     """Cross-entropy of [positive, all products with the diagonal at -10] / τ against class 0."""
     images = 1 if opt.nce_includes_all_negatives_from_minibatch else opt.batch_size

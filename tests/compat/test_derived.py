@@ -5,13 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from cut_formulas import unit_rows
 
 from fastsketch.compat import dclgan, monce, qs_attn
-
-
-def unit_rows(*shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(*shape, generator=generator, dtype=dtype), dim=-1)
 
 
 def make_feats(batch=2, dtype=torch.float32, layers=5):

@@ -80,16 +80,10 @@ def test_large_logits_stay_finite_and_a_broken_one_stays_visible():
     assert bad[:, :, 7].all() and bad.sum() == 3
 
 
-def test_values_do_not_depend_on_the_number_of_threads():
-    threads, results = torch.get_num_threads(), []
+def test_values_do_not_depend_on_the_number_of_threads(with_threads):
     inputs = _inputs(2, 333, 777, 32, 40, torch.float32)
     arriving = torch.randn(2, 40, 333)
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(_run(inputs, arriving))
-    finally:
-        torch.set_num_threads(threads)
+    results = with_threads(lambda: _run(inputs, arriving))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

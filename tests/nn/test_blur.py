@@ -7,6 +7,11 @@ import torch
 
 from fastsketch._backend import use_backend
 from fastsketch.nn.blur import BlurDownsample, BlurUpsample
+from fastsketch.nn.own_kernels import kernel
+
+pytestmark = pytest.mark.skipif(
+    kernel("blur_downsample", torch.device("cpu")) is None, reason="the C++ kernels are not built"
+)
 
 BLURS = [BlurDownsample, BlurUpsample]
 SIZES = [(2, 2), (2, 3), (3, 2), (3, 3), (4, 5), (7, 4), (37, 66), (64, 131)]

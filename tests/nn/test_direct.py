@@ -57,16 +57,10 @@ def test_rounding_is_of_the_size_of_the_frameworks(channels, filters):
         assert (one - exact).square().mean() <= (1.7e-6) ** 2 * exact.square().mean()
 
 
-def test_values_do_not_depend_on_the_number_of_threads():
+def test_values_do_not_depend_on_the_number_of_threads(with_threads):
     x, weight = torch.randn(2, 5, 40, 47, requires_grad=True), torch.randn(7, 5, 7, 7, requires_grad=True)
     arriving = torch.randn(2, 7, 40, 47)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            results.append(_gradients(convolve(x, weight, None, 3, "reflect"), (x, weight), arriving))
-    finally:
-        torch.set_num_threads(threads)
+    results = with_threads(lambda: _gradients(convolve(x, weight, None, 3, "reflect"), (x, weight), arriving))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

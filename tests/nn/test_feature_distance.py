@@ -4,6 +4,11 @@ import pytest
 import torch
 
 from fastsketch.nn.feature_distance import normalized_distance
+from fastsketch.nn.own_kernels import kernel
+
+pytestmark = pytest.mark.skipif(
+    kernel("feature_distance", torch.device("cpu")) is None, reason="the C++ kernels are not built"
+)
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 1, 5), (3, 7, 8, 8), (1, 64, 9, 31), (2, 5, 16, 16), (1, 2, 60, 67)]
 
@@ -65,17 +70,10 @@ def test_a_broken_value_stays_visible_in_its_picture():
     assert gradient[1, :, 3, 4].isnan().all() and gradient.isnan().sum() == 4
 
 
-def test_any_strides_and_any_number_of_threads():
+def test_any_strides_and_any_number_of_threads(with_threads):
     features, target = (torch.randn(2, 8, 40, 30).to(memory_format=torch.channels_last)[:, ::2, 1:] for _ in range(2))
     arriving = torch.ones(1).expand(2)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(_run(normalized_distance, features, target, arriving))
-    finally:
-        torch.set_num_threads(before)
+    results = with_threads(lambda: _run(normalized_distance, features, target, arriving))
     results.append(_run(normalized_distance, features.contiguous(), target.contiguous(), arriving.contiguous()))
     for result in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(result, results[0], strict=True))

@@ -5,6 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from fastsketch.nn.instance_norm import InstanceNorm
+from fastsketch.nn.own_kernels import kernel
+
+pytestmark = pytest.mark.skipif(
+    kernel("instance_norm", torch.device("cpu")) is None, reason="the C++ kernels are not built"
+)
 
 SLOPES = [0.0, 0.2, 1.0]
 

@@ -5,6 +5,9 @@ import torch
 from torch import nn
 
 from fastsketch.nn.max_pool import HalvingMaxPool, with_halving_pools
+from fastsketch.nn.own_kernels import kernel
+
+pytestmark = pytest.mark.skipif(kernel("max_pool", torch.device("cpu")) is None, reason="the C++ kernels are not built")
 
 SIZES = [(2, 2), (2, 3), (3, 2), (5, 7), (4, 33), (37, 66), (64, 130)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -80,16 +80,14 @@ def test_rounding_in_float32_is_that_of_a_few_more_additions(size):
 
 
 @pytest.mark.parametrize("size", [3, 4])
-def test_values_do_not_depend_on_the_number_of_threads(size):
+def test_values_do_not_depend_on_the_number_of_threads(size, with_threads):
     x, weight = torch.randn(2, 64, 40, 27), torch.randn(48, 64, size, size, requires_grad=True)
-    threads, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
-            out = convolve(x, weight, None, 1)
-            results.append((out.detach(), *torch.autograd.grad(out.square().sum(), weight)))
-    finally:
-        torch.set_num_threads(threads)
+
+    def run():
+        out = convolve(x, weight, None, 1)
+        return out.detach(), *torch.autograd.grad(out.square().sum(), weight)
+
+    results = with_threads(run)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

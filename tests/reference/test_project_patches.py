@@ -96,17 +96,15 @@ def test_empty_and_nan(backend):
     assert fastsketch.project_patches(patches, parameters)[1, 0, 3].isnan().all()
 
 
-def test_same_bits_for_any_number_of_threads(backend):
+def test_same_bits_for_any_number_of_threads(backend, with_threads):
     patches, parameters = problem((2, 300, 40), 64, 48, torch.float32)
     weight = torch.randn(3, 2, 300, 48)
-    before, runs = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3, 2):
-            torch.set_num_threads(threads)
-            out = fastsketch.project_patches(patches, parameters)
-            runs.append([out, *torch.autograd.grad(out, (*patches, *parameters), weight)])
-    finally:
-        torch.set_num_threads(before)
+
+    def run():
+        out = fastsketch.project_patches(patches, parameters)
+        return out, *torch.autograd.grad(out, (*patches, *parameters), weight)
+
+    runs = with_threads(run, (1, 2, 3, 2))
     if backend == "cpp":  # the framework's products are not held to it
         assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
 

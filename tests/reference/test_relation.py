@@ -138,19 +138,18 @@ def test_what_is_not_a_number_shows(backend, rows):
         assert torch.autograd.grad(loss.sum(), broken)[0][0, 3].isnan().any()
 
 
-def test_the_same_bits_for_any_number_of_threads(backend, rows, restrided):
+def test_the_same_bits_for_any_number_of_threads(backend, rows, restrided, with_threads):
     query, key = rows((5, 100, 64), torch.float32)
-    weight, before, runs = relation_weight(key, 1.0), torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            for change in (lambda x: x, restrided):
-                q, k = change(query.detach()).requires_grad_(), change(key)
-                losses = Relation.apply(q, k, 1.0)[0], WeightedNCE.apply(q, k, change(weight), 0.07, True)
-                grads = [torch.autograd.grad(loss.sum(), q)[0] for loss in losses]
-                runs.append((*losses, *grads, relation_weight(k, 1.0)))
-    finally:
-        torch.set_num_threads(before)
+    weight, runs = relation_weight(key, 1.0), []
+
+    def run():
+        for change in (lambda x: x, restrided):
+            q, k = change(query.detach()).requires_grad_(), change(key)
+            losses = Relation.apply(q, k, 1.0)[0], WeightedNCE.apply(q, k, change(weight), 0.07, True)
+            grads = [torch.autograd.grad(loss.sum(), q)[0] for loss in losses]
+            runs.append((*losses, *grads, relation_weight(k, 1.0)))
+
+    with_threads(run)
     if backend == "cpp":  # the framework's products are not held to it
         assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
 

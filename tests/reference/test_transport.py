@@ -68,18 +68,17 @@ def test_entries_far_apart_stay_finite(backend, dtype):
     assert grad.isfinite().all()
 
 
-def test_strides_and_the_same_bits_for_any_number_of_threads(backend, randn, restrided):
+def test_strides_and_the_same_bits_for_any_number_of_threads(backend, randn, restrided, with_threads):
     cost, weight = randn(5, 70, 70, dtype=torch.float32), randn(5, 70, 70, dtype=torch.float32, seed=1)
-    before, runs = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            for x, w in ((cost, weight), (restrided(cost), restrided(weight))):
-                x = x.detach().requires_grad_()
-                plan = TransportPlan.apply(x, 1.0)
-                runs.append((plan, *torch.autograd.grad(plan, x, w)))
-    finally:
-        torch.set_num_threads(before)
+    runs = []
+
+    def run():
+        for x, w in ((cost, weight), (restrided(cost), restrided(weight))):
+            x = x.detach().requires_grad_()
+            plan = TransportPlan.apply(x, 1.0)
+            runs.append((plan, *torch.autograd.grad(plan, x, w)))
+
+    with_threads(run)
     if backend == "cpp":  # the framework's products are not held to it
         assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(runs[0], run, strict=True))
 

@@ -34,7 +34,6 @@ class Geometry:
 
     head: np.ndarray  # closed, without hair and ears
     width_at: tuple[np.ndarray, np.ndarray]  # y and half-width of the head
-    jawline: np.ndarray  # the visible lower part of the head's outline, left to right
     ears: tuple[np.ndarray, np.ndarray]
     neck: np.ndarray
     torso: np.ndarray
@@ -128,7 +127,6 @@ def build_geometry(traits: Traits) -> Geometry:
     head = spline(np.concatenate([right, [(0.0, chin)], left]), closed=True)
     edge = spline(np.concatenate([right, [(0.0, chin)]]))
     order = np.argsort(edge[:, 1])
-    jaw = spline(np.concatenate([right[5:], [(0.0, chin)], left[:5]]))[::-1]
 
     ear = spline(
         np.array([(-3, -10), (3.5, -13), (8.2, -8), (7.6, 3), (5.0, 12), (1.5, 18), (-3, 15)])
@@ -186,7 +184,6 @@ def build_geometry(traits: Traits) -> Geometry:
     return Geometry(
         head=head,
         width_at=(edge[order, 1], edge[order, 0]),
-        jawline=jaw,
         ears=tuple(mirror(ear, s) for s in both),
         neck=neck,
         torso=torso,

@@ -61,7 +61,6 @@ class Traits:
     hair_volume: float
     parting: float  # x of the parting
     hairline: float  # y of the hairline, negative
-    grey: float
     iris: np.ndarray
     face_width: float  # factors about 1
     jaw: float
@@ -139,7 +138,6 @@ def draw_traits(rng: np.random.Generator) -> Traits:
         hair_volume=float(rng.uniform(0.0, 1.0)),
         parting=float(rng.choice([-1, 1]) * rng.uniform(2, 22)),
         hairline=float(-50 + rng.uniform(-4, 4) - recede),
-        grey=grey,
         iris=(np.array(iris) * rng.normal(1, 0.08)).astype(np.float32),
         face_width=float(np.clip(rng.normal(1.0 if male else 0.965, 0.035), 0.9, 1.09)),
         jaw=float(np.clip(rng.normal(1.05 if male else 0.93, 0.055), 0.84, 1.17)),
