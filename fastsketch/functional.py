@@ -374,8 +374,8 @@ def sample_patches(
     probability ∝ w, by the exponential race −log(u)/w [L: Efraimidis & Spirakis 2006].
 
     Args:
-        density: [B, *spatial], floating, finite, non-negative, with a finite sum. Where a region's weights are all zero it is sampled
-            uniformly.
+        density: [B, *spatial], floating, finite, non-negative, with a finite sum. Where a region's weights are all
+            zero it is sampled uniformly.
         num_patches: S, 1 to N, the number of positions of an image.
         region: integer ids in [0, 1024), shaped like `density`; None: one region.
         threshold: in units of the image's mean density, non-negative.

@@ -36,8 +36,6 @@ def winograd_is_available() -> bool:
     return kernel("convolve", torch.device("cpu")) is not None
 
 
-is_available = winograd_is_available
-"""Its name in `training/checkpoint.py`."""
 
 
 class _Convolve(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
-from fastsketch.nn.convolution import is_available, use_winograd
+from fastsketch.nn.convolution import winograd_is_available, use_winograd
 from fastsketch.nn.generator import TAP_LAYERS
 from fastsketch.training.files import write_bytes
 
@@ -116,7 +116,7 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> ResnetGene
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise FastsketchError(f"{path}: not a generator saved by fastsketch ({error})") from error
     load_weights(generator, state, str(path))
-    use_winograd(generator, torch.device(device).type == "cpu" and is_available())
+    use_winograd(generator, torch.device(device).type == "cpu" and winograd_is_available())
     return generator.to(device).eval()
 
 
