@@ -22,6 +22,7 @@ def are_plain(tensors: Iterable[Tensor | None]) -> bool:
             or tensor.layout != torch.strided
             or tensor.is_meta
             or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            or torch._C._functorch.is_legacy_batchedtensor(tensor)  # a batched gradient's, of torch.autograd
         ):
             return False
     return True
@@ -32,6 +33,11 @@ def is_transformed() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def wants_formula(*grads: Tensor | None) -> bool:
+    """Whether a backward must take torch's own operators: a graph of it is wanted, or its gradients are batched."""
+    return torch.is_grad_enabled() or not are_plain(grads)
 
 
 def nothing_looks_on(*tensors: Tensor | None) -> bool:

@@ -23,8 +23,8 @@ def gradients(
 
     Taken at aliases of the inputs: one tensor may stand for two of them, or be made of another one.
     """
-    aliases = [x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True)]
-    with torch.autocast(inputs[0].device.type, enabled=False):
+    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+        aliases = [x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True)]
         outputs = formula(*aliases)
     if isinstance(outputs, Tensor):
         outputs, grad_outputs = [outputs], [grad_outputs]
@@ -32,8 +32,9 @@ def gradients(
     wanted = [x for x, need in zip(aliases, needed, strict=True) if need]
     if not used or not wanted:
         return [None] * len(inputs)
+    grads = [grad_outputs[n] for n in used]
     made = torch.autograd.grad(
-        [outputs[n] for n in used], wanted, [grad_outputs[n] for n in used], create_graph=True, allow_unused=True
+        [outputs[n] for n in used], wanted, grads, create_graph=torch.is_grad_enabled(), allow_unused=True
     )
     there = iter(made)
     return [next(there) if need else None for need in needed]

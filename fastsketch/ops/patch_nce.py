@@ -14,7 +14,7 @@ from torch.autograd import Function
 from fastsketch import _backend
 from fastsketch._checks import check_values
 from fastsketch.ops import formula
-from fastsketch.ops.eager import are_plain, is_transformed, nothing_looks_on
+from fastsketch.ops.eager import are_plain, is_transformed, nothing_looks_on, wants_formula
 from fastsketch.reference import patch_nce as plain
 from fastsketch.reference.precision import accumulation_dtype
 
@@ -149,7 +149,7 @@ class PatchNCE(Function):
         """The query's gradient from the forward pass, the key's by recomputation."""
         query, key, region, *rest = ctx.saved_tensors
         needed = ctx.needs_input_grad[1:3]
-        if torch.is_grad_enabled():
+        if wants_formula(grad_loss):
             grads = _plain_gradients(grad_loss, query, key, region, ctx.options, needed)
             return None, *grads, None, None, None, None
         gradient, ctx.gradient = ctx.gradient, None

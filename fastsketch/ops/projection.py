@@ -12,7 +12,7 @@ from torch.autograd import Function
 
 from fastsketch import _backend
 from fastsketch.ops import formula
-from fastsketch.ops.eager import nothing_looks_on
+from fastsketch.ops.eager import nothing_looks_on, wants_formula
 from fastsketch.reference import projection as plain
 
 
@@ -53,7 +53,7 @@ class ProjectPatches(Function):
         """By the kernel; by the plain formula where a graph of the gradients is wanted."""
         hidden, *tensors = ctx.saved_tensors
         needed, layers = ctx.needs_input_grad[2:], len(hidden)
-        if torch.is_grad_enabled():
+        if wants_formula(grad):
             run = lambda *x: plain.project_patches(x[:layers], x[layers:])  # noqa: E731
             return None, None, *formula.gradients(run, tensors, needed, grad)
         return None, None, *_gradients(grad, hidden, tensors, needed, range(layers))
@@ -78,7 +78,7 @@ class ProjectAndNormalize(Function):
         """By the kernels; by the plain formula where a graph of the gradients is wanted."""
         projected, hidden, *tensors = ctx.saved_tensors
         needed, layers = ctx.needs_input_grad[2:], len(grads)
-        if torch.is_grad_enabled():
+        if wants_formula(*grads):
             run = lambda *x: plain.project_and_normalize(x[:layers], x[layers:])  # noqa: E731
             return None, None, *formula.gradients(run, tensors, needed, grads)
         used = [n for n, grad in enumerate(grads) if grad is not None]

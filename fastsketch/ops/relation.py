@@ -4,12 +4,11 @@ Gradients, which are the queries' alone, are made in the forward pass while the 
 but the weights is kept. A graph of the gradients is made by the plain formulas.
 """
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from fastsketch.ops import formula
-from fastsketch.ops.eager import by_kernel
+from fastsketch.ops.eager import by_kernel, wants_formula
 from fastsketch.reference import relation as plain
 
 
@@ -36,7 +35,7 @@ class Relation(Function):
     def backward(ctx, grad: Tensor, _: Tensor):
         """Scale it."""
         query, key, gradient = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if wants_formula(grad):
 
             def losses(query: Tensor) -> Tensor:
                 return plain.semantic_relation(query, key, ctx.gamma)[0]
@@ -64,7 +63,7 @@ class WeightedNCE(Function):
         """Scale it."""
         query, key, weight, gradient = ctx.saved_tensors
         grad = grad.mean().expand_as(grad) if ctx.decoupled else grad
-        if torch.is_grad_enabled():
+        if wants_formula(grad):
 
             def losses(query: Tensor) -> Tensor:
                 return plain.weighted_nce_losses(query, key, weight, ctx.temperature)[ctx.decoupled]

@@ -1,10 +1,9 @@
 """Transport plans by a kernel where there is one; else by the plain formula, which compilers know how to treat."""
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastsketch.ops.eager import by_kernel
+from fastsketch.ops.eager import by_kernel, wants_formula
 from fastsketch.reference import transport as plain
 
 ITERATIONS = 50
@@ -30,6 +29,6 @@ class TransportPlan(Function):
     def backward(ctx, grad: Tensor):
         """By the iterations that solve for it."""
         (plan,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if wants_formula(grad):
             return plain.transport_plan_gradient(grad, plan, ctx.epsilon, ITERATIONS), None
         return by_kernel(plain.transport_plan_gradient, grad, plan, ctx.epsilon, ITERATIONS), None
