@@ -29,8 +29,8 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
       "Tensor entropy, Tensor lse, float scale) -> (Tensor, Tensor)");
   m.def("normalize_layers(Tensor x) -> Tensor[]");
   m.def("normalize_layers_gradient(Tensor[] grads, Tensor x) -> Tensor");
-  m.def("transport_plan(Tensor cost, float epsilon, int iterations) -> Tensor");
-  m.def("transport_plan_gradient(Tensor grad, Tensor plan, float epsilon, int iterations) -> Tensor");
+  m.def("transport_plan(Tensor cost, float epsilon, int iterations) -> (Tensor, Tensor, Tensor)");
+  m.def("transport_plan_gradient(Tensor grad, Tensor plan, Tensor rows, Tensor columns, float epsilon) -> Tensor");
   m.def("relation_weight(Tensor key, float gamma) -> Tensor");
   m.def("semantic_relation(Tensor query, Tensor key, float gamma) -> (Tensor, Tensor, Tensor)");
   m.def(

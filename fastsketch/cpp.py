@@ -217,7 +217,7 @@ def transport_plan(
     cost: Tensor,  # [B, N, M] float32 or float64
     epsilon: float,
     iterations: int,
-) -> Tensor:  # [B, N, M]
+) -> tuple[Tensor, Tensor, Tensor]:  # [B, N, M], [B, T, N], [B, T + 1, M]
     """See `fastsketch.reference.transport`."""
     return _ops.transport_plan(cost.contiguous(), epsilon, iterations)
 
@@ -225,11 +225,13 @@ def transport_plan(
 def transport_plan_gradient(
     grad_plan: Tensor,  # [B, N, M]
     plan: Tensor,  # [B, N, M]
+    rows: Tensor,  # [B, T, N]
+    columns: Tensor,  # [B, T + 1, M]
     epsilon: float,
-    iterations: int,
 ) -> Tensor:  # [B, N, M]
-    """See `fastsketch.reference.transport`."""
-    return _ops.transport_plan_gradient(grad_plan.contiguous(), plan.contiguous(), epsilon, iterations)
+    """See `fastsketch.reference.transport`; stops where what is left cannot be seen in the result any more."""
+    grad_plan, plan, rows, columns = (x.contiguous() for x in (grad_plan, plan, rows, columns))
+    return _ops.transport_plan_gradient(grad_plan, plan, rows, columns, epsilon)
 
 
 def relation_weight(key: Tensor, gamma: float) -> Tensor:  # [B, S, D] -> [B, S, S]

@@ -238,8 +238,9 @@ struct Typed {
   void (*normalize_layers)(const T* x, int64_t rows, int64_t width, const std::vector<T*>& layers);
   void (*normalize_layers_gradient)(
       const std::vector<const T*>& grads, const T* x, int64_t rows, int64_t width, T* grad_x);
-  void (*transport_plan)(const Transport&, const T* cost, T* plan);
-  void (*transport_plan_gradient)(const Transport&, const T* grad, const T* plan, T* grad_cost);
+  void (*transport_plan)(const Transport&, const T* cost, T* plan, T* rows, T* columns);
+  void (*transport_plan_gradient)(
+      const Transport&, const T* grad, const T* plan, const T* rows, const T* columns, T* grad_cost);
   void (*relation_weight)(const Rows&, const T* key, double gamma, T* weight);
   void (*semantic_relation)(const Rows&, const RelationInputs<T>&, const RelationOutputs<T>&);
   void (*weighted_nce)(

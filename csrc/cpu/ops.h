@@ -33,8 +33,8 @@ std::tuple<Tensor, Tensor> attention_statistics_backward_cpu(
     Tensor grad_received, Tensor grad_entropy, Tensor query, Tensor key, Tensor entropy, Tensor lse, double scale);
 std::vector<Tensor> normalize_layers_cpu(Tensor x);
 Tensor normalize_layers_gradient_cpu(std::vector<Tensor> grads, Tensor x);
-Tensor transport_plan_cpu(Tensor cost, double epsilon, int64_t iterations);
-Tensor transport_plan_gradient_cpu(Tensor grad, Tensor plan, double epsilon, int64_t iterations);
+std::tuple<Tensor, Tensor, Tensor> transport_plan_cpu(Tensor cost, double epsilon, int64_t iterations);
+Tensor transport_plan_gradient_cpu(Tensor grad, Tensor plan, Tensor rows, Tensor columns, double epsilon);
 Tensor relation_weight_cpu(Tensor key, double gamma);
 std::tuple<Tensor, Tensor, Tensor> semantic_relation_cpu(Tensor query, Tensor key, double gamma);
 std::tuple<Tensor, Tensor> weighted_nce_cpu(

@@ -3,32 +3,37 @@
 from torch import Tensor
 from torch.autograd import Function
 
+from fastsketch.ops import formula
 from fastsketch.ops.eager import by_kernel, wants_formula
 from fastsketch.reference import transport as plain
 
 ITERATIONS = 50
-"""Sinkhorn iterations, as in MoNCE; as many solve for the gradient."""
+"""Sinkhorn iterations, as in MoNCE."""
 
 
 class TransportPlan(Function):
-    """The plan [B, N, M] of a cost [B, N, M], float32 or float64; its gradient is that of its fixed point.
+    """The plan [B, N, M] of a cost [B, N, M], float32 or float64.
 
-    Where the iterations have converged this is the gradient through all of them, which MoNCE takes, without a graph. A
-    graph of the gradient is made by the plain formula.
+    Its gradient is that through all iterations, as MoNCE's, without a graph of them: the factors of rows and columns are
+    kept, not the matrices. A graph of the gradient is made by the plain formula.
     """
 
     @staticmethod
     def forward(ctx, cost: Tensor, epsilon: float) -> Tensor:
-        """Keep the plan."""
-        plan = by_kernel(plain.transport_plan, cost, epsilon, ITERATIONS)
-        ctx.save_for_backward(plan)
+        """Keep the plan and the factors."""
+        plan, rows, columns = by_kernel(plain.transport_plan, cost, epsilon, ITERATIONS)
+        ctx.save_for_backward(cost, plan, rows, columns)
         ctx.epsilon = epsilon
         return plan
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        """By the iterations that solve for it."""
-        (plan,) = ctx.saved_tensors
+        """Through the iterations, from the last to the first."""
+        cost, *kept = ctx.saved_tensors
         if wants_formula(grad):
-            return plain.transport_plan_gradient(grad, plan, ctx.epsilon, ITERATIONS), None
-        return by_kernel(plain.transport_plan_gradient, grad, plan, ctx.epsilon, ITERATIONS), None
+
+            def plan(cost: Tensor) -> Tensor:
+                return plain.transport_plan(cost, ctx.epsilon, ITERATIONS)[0]
+
+            return formula.gradients(plan, (cost,), (True,), grad)[0], None
+        return by_kernel(plain.transport_plan_gradient, grad, *kept, ctx.epsilon), None

@@ -247,7 +247,10 @@ def test_wrong_calls_are_refused(cpp):
             ops.transport_plan(cost, epsilon, 50)
     for grad in (query[:, :3], query.double()):
         with pytest.raises(RuntimeError):
-            ops.transport_plan_gradient(grad, query, 1.0, 50)
+            ops.transport_plan_gradient(grad, query, torch.ones(2, 5, 4), torch.ones(2, 6, 3), 1.0)
+    for rows, columns in ((5, 5), (0, 1)):
+        with pytest.raises(RuntimeError):
+            ops.transport_plan_gradient(query, query, torch.ones(2, rows, 4), torch.ones(2, columns, 3), 1.0)
     parameters = [torch.randn(6, 3), torch.randn(6), torch.randn(5, 6), torch.randn(5)]
     for wrong in ([], parameters[:3], [parameters[0].T, *parameters[1:]], [x.double() for x in parameters]):
         with pytest.raises(RuntimeError):

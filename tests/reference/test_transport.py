@@ -24,19 +24,18 @@ def test_plan(backend, randn, shape, epsilon):
     torch.testing.assert_close(TransportPlan.apply(cost, epsilon), scaled(cost, epsilon), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("samples", [3, 24, 50])
-def test_gradient_is_that_through_all_iterations(backend, randn, samples):
-    cost = randn(2, samples, samples, scale=0.3, grad=True)
-    weight = randn(2, samples, samples, seed=1)
+@pytest.mark.parametrize("shape", [(2, 3, 3), (2, 24, 24), (2, 50, 50), (1, 5, 70), (3, 37, 6), (1, 1, 9), (1, 1, 1)])
+def test_gradient_is_that_through_all_iterations(backend, randn, shape):
+    cost, weight = randn(*shape, scale=0.3, grad=True), randn(*shape, seed=1)
     (got,) = torch.autograd.grad((TransportPlan.apply(cost, 0.5) * weight).sum(), cost)
-    (wanted,) = torch.autograd.grad((scaled(cost, 0.5, 400) * weight).sum(), cost)
-    torch.testing.assert_close(got, wanted, rtol=1e-7, atol=1e-10)
+    (wanted,) = torch.autograd.grad((scaled(cost, 0.5) * weight).sum(), cost)
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("epsilon", [0.005, 0.001])
-def test_gradient_stays_bounded_where_the_scaling_has_not_converged(backend, epsilon, dtype):
-    """A small ε: not the gradient through the iterations any more, but no larger than that is."""
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("epsilon", [1.0, 0.05, 0.01, 0.002])
+def test_gradient_where_the_scaling_has_not_converged(backend, epsilon, dtype, rtol):
+    """Costs as MoNCE's: with a small ε fifty iterations are far from the fixed point, and their gradient is another."""
     generator = torch.Generator().manual_seed(0)
     unit = torch.nn.functional.normalize
     query = unit(torch.randn(1, 64, 32, generator=generator, dtype=torch.float64), dim=2)
@@ -46,7 +45,15 @@ def test_gradient_stays_bounded_where_the_scaling_has_not_converged(backend, eps
     (got,) = torch.autograd.grad((TransportPlan.apply(cost, epsilon) * weight).sum(), cost)
     exact = cost.detach().double().requires_grad_()
     (wanted,) = torch.autograd.grad((scaled(exact, epsilon) * weight).sum(), exact)
-    assert 0 < got.norm() < 2 * wanted.norm()
+    assert (got - wanted).norm() < rtol * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_is_finite_for_any_epsilon(backend, randn, dtype):
+    cost = randn(2, 40, 40, dtype=dtype, grad=True)
+    for epsilon in (1e-4, 1e-3, 1e3):
+        (grad,) = torch.autograd.grad(TransportPlan.apply(cost, epsilon).square().sum(), cost)
+        assert grad.isfinite().all()
 
 
 def test_in_float32_no_worse_than_the_log_domain(backend, randn, assert_as_good_as_naive):
@@ -90,7 +97,7 @@ def test_second_derivatives_are_those_through_all_iterations(backend, randn):
         (grad,) = torch.autograd.grad((plan * weight).square().sum(), cost, create_graph=True)
         return torch.autograd.grad(grad.square().sum(), cost)[0]
 
-    want = penalty(scaled(cost, 1.0, 400))
+    want = penalty(scaled(cost, 1.0))
     torch.testing.assert_close(penalty(TransportPlan.apply(cost, 1.0)), want, rtol=1e-9, atol=1e-12)
 
 
