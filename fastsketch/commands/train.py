@@ -20,16 +20,19 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; the exit code."""
     from fastsketch.training.config import TrainConfig
     from fastsketch.training.distributed import join_world, leave_world
+    from fastsketch.training.lock import hold_folder
     from fastsketch.training.trainer import Trainer
 
     config = tyro.cli(TrainConfig, args=arguments, prog="fastsketch train", default=_defaults(arguments))
     world, _ = join_world(config.device)
+    hold = hold_folder(config.out, world)  # before faces are drawn into it
     if not world.writes:
         world.wait()  # the first process may have to draw the data
     data = data_folder(config.data, config.out / "data")
     if world.writes:
         world.wait()
     trainer = Trainer(config, data)
+    del hold  # the trainer has it too
     say = print if world.writes else lambda text: None
     count, processes = len(trainer.dataset), f", {world.size} processes" if world.size > 1 else ""
     say(

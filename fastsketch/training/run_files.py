@@ -32,6 +32,11 @@ class RunPaths:
         self.masks = root / "masks"
         self.tensorboard = root / "tensorboard"
 
+    @property
+    def written_whole(self) -> tuple[Path, ...]:
+        """The folders whose files are written whole, and where a killed run may have left a part of one."""
+        return self.root, self.pictures, self.masks
+
 
 def find_generator(source: Path) -> Path:
     """The weights file of a run's folder, or the file itself.
