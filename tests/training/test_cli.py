@@ -1,17 +1,25 @@
 """The command line as a user has it: what it draws, what it says, and how it fails."""
 
+import errno
+import fcntl
+import io
 import os
+import pty
 import shlex
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from fastsketch import __version__
+from fastsketch import __version__, _backend
 from fastsketch.cli import COMMANDS, main
-from fastsketch.training.checkpoint import load_generator, save_generator
+from fastsketch.metrics import Evaluation
+from fastsketch.training.checkpoint import load_checkpoint, load_generator, save_generator
 from fastsketch.training.images import size_within
 from fastsketch.training.run_files import load_settings, trained_size
 from fastsketch.training.trainer import Trainer
@@ -302,3 +310,36 @@ def test_info_explains_itself(capsys):
         main(["info", "--help"])
     assert left.value.code == 0
     assert capsys.readouterr().out.startswith("usage: fastsketch info")
+
+
+
+def test_a_drawing_is_of_one_photo(capsys, data, weights, tmp_path):
+    """NAME.png counts where one subset alone has that name."""
+    drawn = tmp_path / "drawn"
+    assert run(capsys, "generate", "--data", data, "-o", drawn, "--weights", weights, "--quiet")[0] == 0
+    (drawn / "blobs" / "100.png").rename(drawn / "100.png")
+    command = ("evaluate", drawn, "--data", data, "--metrics", "ssim", "--quiet")
+    assert run(capsys, *command)[0] == 0
+    others = data / "others" / "test"
+    for kind in ("photos", "sketches"):
+        (others / kind).mkdir(parents=True)
+        (others / kind / "100.png").write_bytes((data / "blobs" / "test" / kind / "100.png").read_bytes())
+    code, out, err = run(capsys, *command)
+    assert code == 1 and f"{drawn / 'blobs' / '100.png'}: no drawing of" in err and not out
+    assert f"({drawn / '100.png'} may be of blobs or others)" in err
+    for subset in ("blobs", "others"):
+        (drawn / subset).mkdir(exist_ok=True)
+        (drawn / subset / "100.png").write_bytes((drawn / "100.png").read_bytes())
+    assert run(capsys, *command)[0] == 0
+
+
+def test_a_table_is_shown_even_where_it_cannot_be_saved(capsys, data, weights, tmp_path, monkeypatch):
+    drawn = tmp_path / "drawn"
+    assert run(capsys, "generate", "--data", data, "-o", drawn, "--weights", weights, "--quiet")[0] == 0
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    code, out, err = run(
+        capsys, "evaluate", drawn, "--data", data, "--metrics", "ssim", "--quiet", "--out", blocked / "x"
+    )
+    assert code == 1 and "SSIM ↑" in out and "blobs" in out
+    assert "metrics.csv: cannot write" in err and len(err.strip().splitlines()) == 1
