@@ -76,7 +76,7 @@ def load_settings(path: Path) -> TrainConfig:
     """The settings saved with a run.
 
     Raises:
-        FastsketchError: none there, or damaged.
+        FastsketchError: none there, unreadable, or damaged.
     """
     if not path.is_file():
         raise FastsketchError(f"{path.parent}: no run to resume here (no {path.name})")
@@ -84,6 +84,8 @@ def load_settings(path: Path) -> TrainConfig:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise FastsketchError(f"{path}: damaged, not a file of settings ({error})") from error
+    except OSError as error:
+        raise FastsketchError(f"{path}: cannot read ({error.strerror or error})") from error
     return TrainConfig.from_json(text, str(path))
 
 

@@ -343,3 +343,58 @@ def test_a_table_is_shown_even_where_it_cannot_be_saved(capsys, data, weights, t
     )
     assert code == 1 and "SSIM ↑" in out and "blobs" in out
     assert "metrics.csv: cannot write" in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_terminal_that_lacks_a_letter_gets_a_question_mark(monkeypatch):
+    table = Evaluation(("ssim",), [], {"all": {"images": 1, "ssim": 0.5}}).table()
+    bytes_written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_written, encoding="latin-1"))
+    monkeypatch.setitem(COMMANDS, "info", lambda arguments: print(table))
+    with pytest.raises(SystemExit):
+        main(["info"])
+    assert b"SSIM ?" in bytes_written.getvalue()
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate", "report"])
+def test_a_name_that_is_too_long_is_one_line(capsys, data, tmp_path, command):
+    long = tmp_path / ("x" * 300)
+    arguments = {
+        "train": ("--data", data, "--out", long, *TINY),
+        "generate": (long, "-o", tmp_path / "o", "--weights", long),
+        "evaluate": (long, "--data", data),
+        "report": (long, "--data", data),
+    }[command]
+    code, _, err = run(capsys, command, *arguments)
+    assert code == 1 and err.startswith("fastsketch: error: ") and len(err.strip().splitlines()) == 1
+    assert str(long) in err
+
+
+def test_errors_of_the_system_are_one_line_where_they_name_a_file(capsys, data, tmp_path, monkeypatch):
+    def denied(arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", tmp_path / "closed")
+
+    monkeypatch.setitem(COMMANDS, "info", denied)
+    assert run(capsys, "info") == (1, "", f"fastsketch: error: {tmp_path / 'closed'}: Permission denied\n")
+
+    def odd(arguments):
+        raise OSError("of no file")
+
+    monkeypatch.setitem(COMMANDS, "info", odd)
+    with pytest.raises(OSError, match="of no file"):
+        main(["info"])
+
+
+@pytest.mark.parametrize("name", ["settings.json", "losses.csv"])
+def test_files_of_a_run_that_cannot_be_read_are_named(capsys, data, tmp_path, monkeypatch, name):
+    out = tmp_path / "trained"
+    assert run(capsys, "train", "--data", data, "--out", out, *TINY, "--log-every", "1")[0] == 0
+    opened = Path.open
+
+    def closed(self, *arguments, **named):
+        if self.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", closed)
+    code, _, err = run(capsys, "train", "--out", out, "--resume", "--epochs", "2")
+    assert (code, err) == (1, f"fastsketch: error: {out / name}: cannot read (Permission denied)\n")
