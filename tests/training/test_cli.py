@@ -398,3 +398,35 @@ def test_files_of_a_run_that_cannot_be_read_are_named(capsys, data, tmp_path, mo
     monkeypatch.setattr(Path, "open", closed)
     code, _, err = run(capsys, "train", "--out", out, "--resume", "--epochs", "2")
     assert (code, err) == (1, f"fastsketch: error: {out / name}: cannot read (Permission denied)\n")
+
+
+@pytest.mark.parametrize(("command", "value"), [("info", "foo"), ("info", "triton"), ("train", "foo")])
+def test_a_backend_that_is_not_there_is_refused(capsys, data, tmp_path, monkeypatch, command, value):
+    monkeypatch.setenv("FASTSKETCH_BACKEND", value)
+    arguments = [] if command == "info" else ["--data", data, "--out", tmp_path / "run", *TINY]
+    code, _, err = run(capsys, command, *arguments)
+    assert code == 1 and err.startswith("fastsketch: error: ") and len(err.strip().splitlines()) == 1
+    assert f"got '{value}'" in err if value == "foo" else f"backend '{value}' was asked for" in err
+    assert not (tmp_path / "run" / "settings.json").exists()
+
+
+@pytest.mark.skipif(bool(_backend.why_not_loaded("cpp")), reason="there are no C++ kernels to choose a level of")
+def test_an_instruction_set_that_is_not_there_is_refused(data, tmp_path):
+    """In place of a run without the C++ kernels, in another precision, that keeps it."""
+    command = [sys.executable, "-m", "fastsketch", "train", "--data", str(data), "--out", str(tmp_path / "run"), *TINY]
+    environment = {**os.environ, "FASTSKETCH_CPU_LEVEL": "foo"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("fastsketch: error: FASTSKETCH_CPU_LEVEL must be one of baseline")
+    assert "got 'foo'" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_train_says_when_the_kernels_are_not_in_use(capsys, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTSKETCH_BACKEND", "reference")
+    code, out, _ = run(capsys, "train", "--data", data, "--out", tmp_path / "slow", *TINY)
+    assert code == 0
+    assert "the C++ kernels are not in use, which makes steps slower: reference was asked for" in out.splitlines()
+    monkeypatch.delenv("FASTSKETCH_BACKEND")
+    monkeypatch.setattr(_backend, "why_not_loaded", lambda name: "not built")
+    code, out, _ = run(capsys, "train", "--data", data, "--out", tmp_path / "unbuilt", *TINY)
+    assert code == 0 and "which makes steps slower: not built\n" in out
