@@ -205,7 +205,7 @@ def test_all_runs_are_looked_for_before_one_is_drawn(capsys, a_run, tmp_path, mo
 
 
 def test_a_run_that_one_may_only_read(capsys, a_run, tmp_path):
-    run = a_run()
+    run = a_run(masks="grabcut")
     (run / "masks").write_text("no folder, so nothing can be kept here")
     code, _, err = report(capsys, run, "-o", tmp_path / "report.html")
     assert code == 0, err
