@@ -2,6 +2,8 @@
 
 import fcntl
 import gc
+import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,8 @@ from processes import run_together, start
 
 from fastsketch.errors import FastsketchError
 from fastsketch.training import files
+from fastsketch.training.distributed import World
+from fastsketch.training.lock import hold_folder
 from fastsketch.training.run_files import RunPaths
 from fastsketch.training.trainer import Trainer
 
@@ -37,7 +41,7 @@ def write_refusal(config, path: Path) -> None:
 
 
 def test_two_trainings_in_one_folder(tiny, tmp_path):
-    """Before the first checkpoint, and after it; a kill lets the folder go at once, loading processes or not."""
+    """Before the first checkpoint, and after it; a kill lets the folder go."""
     endless = tiny(epochs=10**6, decay_epochs=0, save_every=1, workers=1)
     paths = RunPaths(endless.out)
     first = start(train, endless)
@@ -84,6 +88,28 @@ def test_a_folder_is_let_go(tiny, tmp_path):
     assert "is being trained already" in asked_elsewhere()
     assert second.run()
     assert asked_elsewhere() == "began"
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_process_holds_nothing(tmp_path):
+    """A loading process, which may outlive a killed trainer."""
+    hold = hold_folder(tmp_path, World())
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, b"forked")  # and what is done after a fork is done
+        time.sleep(60)
+        os._exit(0)
+    try:
+        assert os.read(reading, 6) == b"forked"
+        del hold
+        gc.collect()
+        assert hold_folder(tmp_path, World()) is not None
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
 
 
 def test_a_run_that_does_not_begin_leaves_no_folder(tiny, tmp_path):
