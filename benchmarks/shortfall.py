@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from fastsketch.commands.evaluate import drawing_of
+from fastsketch.commands.evaluate import drawings_of
 from fastsketch.metrics import IMAGE_METRICS, Item, evaluate
 from fastsketch.training.images import fit_within, read_sketch
 from fastsketch.training.pairs import Pair, find_pairs
@@ -69,10 +69,10 @@ CHANGES: dict[str, Change] = {
 def write_changed(change: Change, pairs: list[Pair], drawn: Path, folder: Path, image_size: int | None) -> list[Item]:
     """The changed drawings, as something to evaluate."""
     items = []
-    for number, pair in enumerate(pairs):
+    for number, (pair, found) in enumerate(zip(pairs, drawings_of(pairs, drawn), strict=True)):
         sketch = read_sketch(pair.sketch)
         sketch = fit_within(sketch, image_size) if image_size else sketch
-        drawing = Image.open(drawing_of(pair, drawn).generated).convert("L")
+        drawing = Image.open(found.generated).convert("L")
         path = folder / f"{number}.png"
         change(drawing, sketch).save(path)
         items.append(Item(pair.subset, pair.name, path, pair.sketch))

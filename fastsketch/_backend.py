@@ -14,6 +14,8 @@ from types import ModuleType
 
 import torch
 
+from fastsketch.errors import FastsketchError
+
 IMPLEMENTATIONS = {
     "cpp": "fastsketch.cpp",
     "cuda": "fastsketch.cuda",
@@ -80,6 +82,10 @@ that has it not, by the framework's operators."""
 _forced: str | None = None  # of the whole process: backward on a GPU runs in threads of autograd's own
 
 
+class CannotRun(FastsketchError, RuntimeError):
+    """An implementation asked for by name does not run a kernel."""
+
+
 @cache
 def _load(implementation: str) -> tuple[ModuleType | None, str]:
     """Import an implementation once: (module, "") or (None, why it cannot be used)."""
@@ -102,6 +108,12 @@ def why_not_loaded(implementation: str) -> str:
     return _load(implementation)[1]
 
 
+def why_not_used(implementation: str) -> str:
+    """Why an implementation is not in use where it might be: another was asked for, or it is not there. Else empty."""
+    forced = forced_backend()
+    return f"{forced} was asked for" if forced not in (None, implementation) else why_not_loaded(implementation)
+
+
 def _passed_over(implementation: str, kernel: str, index: int | None = None) -> str:
     """Why an implementation that nobody asked for by name does not run a kernel; empty if it does."""
     reason = _why_not(implementation, kernel)
@@ -113,10 +125,14 @@ def _passed_over(implementation: str, kernel: str, index: int | None = None) -> 
 
 
 def forced_backend() -> str | None:
-    """The implementation asked for by `use_backend` or FASTSKETCH_BACKEND, if any."""
+    """The implementation asked for by `use_backend` or FASTSKETCH_BACKEND, if any.
+
+    Raises:
+        FastsketchError: FASTSKETCH_BACKEND names none.
+    """
     name = _forced or os.environ.get("FASTSKETCH_BACKEND") or None
     if name is not None and name not in IMPLEMENTATIONS:
-        raise ValueError(f"backend must be one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
+        raise FastsketchError(f"FASTSKETCH_BACKEND must be one of {', '.join(IMPLEMENTATIONS)}, got {name!r}")
     return name
 
 
@@ -124,7 +140,7 @@ def select(kernel: str, device_type: str, index: int | None = None) -> str:
     """Name of the implementation that `kernel` runs on the device of this type and index (None: the current one).
 
     Raises:
-        RuntimeError: the implementation asked for by name cannot run it.
+        CannotRun: the implementation asked for by name cannot run it. It is a RuntimeError, too.
     """
     return _choose(kernel, device_type, index, forced_backend())
 
@@ -136,7 +152,7 @@ def _choose(kernel: str, device_type: str, index: int | None, forced: str | None
         if forced not in (*PREFERENCE.get(device_type, ()), "reference"):
             reason = f"does not run on {device_type}"
         if reason:
-            raise RuntimeError(f"backend {forced!r} was asked for, but {kernel}: {reason}")
+            raise CannotRun(f"backend {forced!r} was asked for, but {kernel}: {reason}")
         return forced
     for implementation in PREFERENCE.get(device_type, ()):
         if not _passed_over(implementation, kernel, index):

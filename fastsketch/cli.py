@@ -41,7 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line.
 
     It exits with 0, 1 (an error, one line), 2 (bad usage), 130 (Ctrl-C) or 141 (whoever read its output has gone).
+    A system's error that names a file (no permission, a name too long) is one line too; any other keeps its traceback.
     """
+    if getattr(sys.stdout, "errors", None) == "strict":  # Latin-1 has no arrow: print a question mark
+        sys.stdout.reconfigure(errors="replace")
     try:
         try:
             code = _run(sys.argv[1:] if arguments is None else list(arguments))
@@ -56,6 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not _reader_has_gone():
             raise
         code = 141
+    except OSError as error:
+        if not isinstance(error.filename, (str, os.PathLike)):
+            raise
+        print(f"fastsketch: error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        code = 1
     raise SystemExit(code)
 
 

@@ -1,15 +1,18 @@
 """The kernels in C++ (csrc/), for tensors on the CPU: same names and signatures as `fastsketch.reference`.
 
 Importing this module loads `_C.so`, which registers torch.ops.fastsketch_C; where it was not built, the ImportError
-says why. `facts` tells how it was built and which instruction set runs.
+says why. FASTSKETCH_CPU_LEVEL names the instruction set to use: one that is not there is a FastsketchError. `facts`
+tells how it was built and which instruction set runs.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fastsketch.errors import FastsketchError
 from fastsketch.reference.gather import empty_features
 from fastsketch.reference.precision import accumulation_dtype, widened
 
@@ -31,7 +34,8 @@ def _load() -> None:
 
     if not _facts.level_used():
         have = ", ".join(_facts.levels_detected())
-        raise ImportError(f"FASTSKETCH_CPU_LEVEL names an instruction set that is not there; there are {have}")
+        level = os.environ.get("FASTSKETCH_CPU_LEVEL")
+        raise FastsketchError(f"FASTSKETCH_CPU_LEVEL must be one of {have}, which this processor has, got {level!r}")
 
 
 _load()

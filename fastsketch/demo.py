@@ -75,8 +75,8 @@ def run_demo(out: Path, weights_dir: Path | None = None, config: TrainConfig | N
     result = evaluate(
         items, metrics=("fsim", "ssim", "lpips-alex"), weights_dir=weights_dir, download=False, progress=False
     )
-    result.save(out / "sketches")
     print(result.table())
+    result.save(out / "sketches")
     last = max(trainer.paths.pictures.glob("epoch_*.png"))
     print("look at:")
     print(f"  {last}   photo | structure map and sampled points | drawn | true sketch")

@@ -1,14 +1,20 @@
 """`fastsketch evaluate GENERATED --data DIR`."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import tyro
 
 from fastsketch.commands import data_folder
 from fastsketch.errors import FastsketchError
+
+if TYPE_CHECKING:
+    from fastsketch.metrics import Item
+    from fastsketch.training.pairs import Pair
 
 Metric = Literal["fsim", "ssim", "lpips-alex", "lpips-vgg", "fid"]
 
@@ -18,7 +24,7 @@ class Evaluate:
     """Compare drawings with the sketches of a data set: FSIM, SSIM, LPIPS, FID, per subset and over all."""
 
     generated: Annotated[Path | None, tyro.conf.Positional] = None
-    """Folder of drawings: SUBSET/NAME.png, or NAME.png for a plain pair of folders."""
+    """Folder of drawings: SUBSET/NAME.png, or NAME.png where one subset alone has a photo of that name."""
     grey_photos: bool = False
     """Evaluate the photos themselves, made grey, in place of drawings: what learning nothing would score."""
     data: str = tyro.MISSING
@@ -79,19 +85,33 @@ def main(arguments: Sequence[str]) -> int:
     if options.grey_photos:
         result = grey_photo_yardstick(pairs, **settings)
     else:
-        result = evaluate([drawing_of(pair, options.generated) for pair in pairs], **settings)
+        result = evaluate(drawings_of(pairs, options.generated), **settings)
+    print(result.table(), flush=True)  # whether or not it can be saved
     result.save(out)
-    print(result.table())
     print(f"saved in {out}: metrics.csv, summary.csv, metrics.json")
     return 0
 
 
-def drawing_of(pair, folder: Path):
-    """The drawing of a pair's photo, as something to evaluate."""
+def drawings_of(pairs: Sequence[Pair], folder: Path) -> list[Item]:
+    """The drawings of the pairs' photos, as something to evaluate.
+
+    SUBSET/NAME.png, or NAME.png where one subset alone has a photo of that name.
+
+    Raises:
+        FastsketchError: a photo without a drawing.
+    """
     from fastsketch.metrics import Item
 
-    names = (folder / pair.subset / f"{pair.name}.png", folder / f"{pair.name}.png")
-    path = next((p for p in names if p.is_file()), None)
-    if path is None:
-        raise FastsketchError(f"{names[0]}: no drawing of {pair.photo}")
-    return Item(pair.subset, pair.name, path, pair.sketch)
+    subsets: dict[str, list[str]] = {}
+    for pair in pairs:
+        subsets.setdefault(pair.name, []).append(pair.subset)
+    items = []
+    for pair in pairs:
+        path, flat = folder / pair.subset / f"{pair.name}.png", folder / f"{pair.name}.png"
+        sharing = subsets[pair.name]
+        if not path.is_file() and flat.is_file() and len(sharing) > 1:
+            raise FastsketchError(f"{path}: no drawing of {pair.photo} ({flat} may be of {' or '.join(sharing)})")
+        if not path.is_file() and not flat.is_file():
+            raise FastsketchError(f"{path}: no drawing of {pair.photo}")
+        items.append(Item(pair.subset, pair.name, path if path.is_file() else flat, pair.sketch))
+    return items

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     from fastsketch.commands import data_folder
     from fastsketch.errors import FastsketchError
     from fastsketch.report import look_at_run, run_settings, save_report
+    from fastsketch.training.run_files import find_generator
     from fastsketch.training.trainer import choose_device
 
     if not options.runs:
@@ -41,9 +42,12 @@ def main(arguments: Sequence[str]) -> int:
     if options.out.is_dir():
         raise FastsketchError(f"{options.out}: is a folder; name the file to write")
     device = choose_device(options.device)
-    looks = []
+    settings = [run_settings(run) for run in options.runs]  # all are looked for before one is drawn
     for run in options.runs:
-        data = options.data or run_settings(run).data
+        find_generator(run)
+    looks = []
+    for run, config in zip(options.runs, settings, strict=True):
+        data = options.data or config.data
         looks.append(
             look_at_run(
                 run,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,24 +19,30 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; the exit code."""
+    from fastsketch._backend import why_not_used
     from fastsketch.training.config import TrainConfig
     from fastsketch.training.distributed import join_world, leave_world
+    from fastsketch.training.lock import hold_folder
     from fastsketch.training.trainer import Trainer
 
     config = tyro.cli(TrainConfig, args=arguments, prog="fastsketch train", default=_defaults(arguments))
     world, _ = join_world(config.device)
+    hold = hold_folder(config.out, world)  # before faces are drawn into it
     if not world.writes:
         world.wait()  # the first process may have to draw the data
     data = data_folder(config.data, config.out / "data")
     if world.writes:
         world.wait()
     trainer = Trainer(config, data)
+    del hold  # the trainer has it too
     say = print if world.writes else lambda text: None
     count, processes = len(trainer.dataset), f", {world.size} processes" if world.size > 1 else ""
     say(
         f"{config.preset} on {count} pictures, {_plural(config.total_epochs, 'epoch')}, {trainer.device}{processes} "
         f"({trainer.speed}); run in {config.out}"
     )
+    if trainer.device.type == "cpu" and (reason := why_not_used("cpp")):
+        say(f"the C++ kernels are not in use, which makes steps slower: {reason.splitlines()[0]}")
     if trainer.begun_with:
         say(f"begun with the networks of {config.init_from}: {', '.join(trainer.begun_with)}")
     if trainer.step and trainer.epoch < config.total_epochs:
@@ -47,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
         there = ", ".join(f"{what} {path}" for what, path in shown.items() if path.exists())
         say(f"done: {trainer.paths.generator}{'; ' if there else ''}{there}")
         return 0
-    say(f"stopped and saved at step {trainer.step}; go on with: fastsketch train --out {config.out} --resume")
+    again = f"fastsketch train --out {shlex.quote(str(config.out))} --resume"
+    say(f"stopped and saved at step {trainer.step}; go on with: {again}")
     return 130
 
 

@@ -90,7 +90,8 @@ def run_settings(run: Path) -> TrainConfig:
     """
     path = RunPaths(run).settings
     if not path.is_file():
-        raise FastsketchError(f"{run}: not the folder of a run (no {path.name})")
+        hint = f"; to write the page there: -o {run}" if run.suffix.lower() in (".html", ".htm") else ""
+        raise FastsketchError(f"{run}: not the folder of a run (no {path.name}){hint}")
     return load_settings(path)
 
 

@@ -48,6 +48,7 @@ SWITCHES = ("channels_last", "fused_adam", "compile", "cuda_graph", "data_on_dev
 
 RESUMABLE = {
     *("resume", "epochs", "decay_epochs", "workers", "device", "log_every", "save_every", "weights_dir", "data"),
+    "pictures",
     *SWITCHES,
 }
 """What may differ between a run and its resumption."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fastsketch.errors import FastsketchError
 
-UNFINISHED = ".tmp-"
-"""What names of files begin with until they are whole."""
+UNFINISHED = ".fastsketch-tmp-"
+"""What names of files begin with until they are whole; no one else's do."""
 
 
 @contextmanager
@@ -49,7 +49,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
-def remove_torn(folder: Path) -> None:
-    """Remove what a killed process left unfinished in a folder, and in those below it."""
-    for path in folder.rglob(f"{UNFINISHED}*"):
-        path.unlink(missing_ok=True)
+def remove_torn(*folders: Path) -> None:
+    """Remove the files that a killed process left unfinished in these folders; not in those below them."""
+    for folder in folders:
+        for path in folder.glob(f"{UNFINISHED}*"):
+            if path.is_file():
+                path.unlink(missing_ok=True)

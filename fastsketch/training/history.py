@@ -26,6 +26,8 @@ class LossHistory:
                 self.rows = [row for row in rows if row["step"] <= last_step]
             except (ValueError, KeyError, TypeError) as error:
                 raise FastsketchError(f"{path}: not a table of losses ({error})") from error
+            except OSError as error:
+                raise FastsketchError(f"{path}: cannot read ({error.strerror or error})") from error
 
     @property
     def steps(self) -> list[int]:

@@ -6,6 +6,7 @@ our decision [D].
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -247,7 +248,8 @@ class MaskSource:
                 return mask
         mask = self._make(photo, method, name)
         if cached is not None:
-            save_image(mask, cached)
+            with contextlib.suppress(FastsketchError):  # a run that one may only read: its masks are made every time
+                save_image(mask, cached)
         return mask
 
     def _cached_path(self, photo: Image.Image, method: str) -> Path | None:

@@ -32,6 +32,11 @@ class RunPaths:
         self.masks = root / "masks"
         self.tensorboard = root / "tensorboard"
 
+    @property
+    def written_whole(self) -> tuple[Path, ...]:
+        """The folders whose files are written whole, and where a killed run may have left a part of one."""
+        return self.root, self.pictures, self.masks
+
 
 def find_generator(source: Path) -> Path:
     """The weights file of a run's folder, or the file itself.
@@ -71,7 +76,7 @@ def load_settings(path: Path) -> TrainConfig:
     """The settings saved with a run.
 
     Raises:
-        FastsketchError: none there, or damaged.
+        FastsketchError: none there, unreadable, or damaged.
     """
     if not path.is_file():
         raise FastsketchError(f"{path.parent}: no run to resume here (no {path.name})")
@@ -79,6 +84,8 @@ def load_settings(path: Path) -> TrainConfig:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise FastsketchError(f"{path}: damaged, not a file of settings ({error})") from error
+    except OSError as error:
+        raise FastsketchError(f"{path}: cannot read ({error.strerror or error})") from error
     return TrainConfig.from_json(text, str(path))
 
 

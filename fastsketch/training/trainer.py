@@ -22,6 +22,7 @@ from fastsketch.training.graph import GraphedStep
 from fastsketch.training.history import LossHistory
 from fastsketch.training.images import read_photo
 from fastsketch.training.initial import load_networks
+from fastsketch.training.lock import Hold, hold_folder
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair, find_pairs, find_sketches
 from fastsketch.training.pictures import save_loss_curve, save_picture_grid
@@ -59,7 +60,8 @@ def choose_device(name: str) -> torch.device:
 class Trainer:
     """One training run in one folder.
 
-    Under torchrun each process makes one of these, with the same arguments.
+    Under torchrun each process makes one of these, with the same arguments. Until `run` has ended (or this object is no
+    more) no other process can train in the folder.
 
     Args:
         config: the settings; with `resume` the run in `config.out` goes on where its checkpoint stands.
@@ -68,12 +70,13 @@ class Trainer:
         world: the processes; None: those that torchrun started, if it did.
 
     Raises:
-        FastsketchError: data, weights, folder or checkpoint that cannot be used.
+        FastsketchError: data, weights, folder or checkpoint that cannot be used, or a folder in use.
     """
 
     def __init__(self, config: TrainConfig, data: Path, quiet: bool = False, world: World | None = None) -> None:
         self.world, device = join_world(config.device) if world is None else (world, config.device)
         self.paths = RunPaths(config.out)
+        self._hold: Hold | None = hold_folder(config.out, self.world)
         if not config.resume and self.paths.checkpoint.exists():
             raise FastsketchError(f"{config.out} holds a run already: add --resume to go on, or choose another folder")
         if config.resume:
@@ -108,7 +111,7 @@ class Trainer:
         self.history = LossHistory(self.paths.losses, last_step=self.step)
         self.world.wait()  # all have looked for an earlier run before one of them writes
         if self.world.writes:
-            remove_torn(config.out)
+            remove_torn(*self.paths.written_whole)
             save_settings(self.paths.settings, replace(config, resume=False))
 
     # --- data -------------------------------------------------------------------------------------------------------
@@ -205,6 +208,13 @@ class Trainer:
             NonFiniteLoss: a batch whose losses or gradients are not finite; the last checkpoint stays.
             FastsketchError: a picture that cannot be read; the run is saved first.
         """
+        self._hold = hold_folder(self.config.out, self.world)  # another run of this object may have let it go
+        try:
+            return self._run()
+        finally:
+            self._hold = None
+
+    def _run(self) -> bool:
         epochs = self.config.total_epochs
         bar = tqdm(
             total=epochs * self.batches.per_epoch,

@@ -9,6 +9,7 @@ import torch
 
 import fastsketch
 from fastsketch import _backend, reference
+from fastsketch.errors import FastsketchError
 
 X = torch.randn(1, 6, 4, generator=torch.Generator().manual_seed(0))
 
@@ -169,7 +170,7 @@ def test_unknown_names_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"backend must be one of .*reference.*, got 'fortran'"):
         fastsketch.use_backend("fortran").__enter__()
     monkeypatch.setenv("FASTSKETCH_BACKEND", "fortran")
-    with pytest.raises(ValueError, match=r"backend must be one of .*, got 'fortran'"):
+    with pytest.raises(FastsketchError, match=r"FASTSKETCH_BACKEND must be one of .*, got 'fortran'"):
         fastsketch.patch_nce(X, X)
 
 

@@ -1,17 +1,25 @@
 """The command line as a user has it: what it draws, what it says, and how it fails."""
 
+import errno
+import fcntl
+import io
 import os
+import pty
 import shlex
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from fastsketch import __version__
+from fastsketch import __version__, _backend
 from fastsketch.cli import COMMANDS, main
-from fastsketch.training.checkpoint import load_generator, save_generator
+from fastsketch.metrics import Evaluation
+from fastsketch.training.checkpoint import load_checkpoint, load_generator, save_generator
 from fastsketch.training.images import size_within
 from fastsketch.training.run_files import load_settings, trained_size
 from fastsketch.training.trainer import Trainer
@@ -301,3 +309,175 @@ def test_info_explains_itself(capsys):
         main(["info", "--help"])
     assert left.value.code == 0
     assert capsys.readouterr().out.startswith("usage: fastsketch info")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["ctrl-c", "closed"])
+def test_a_terminal(data, tmp_path, how):
+    """Ctrl-C in one is told once, though loading processes get it too; one that is closed stops the run, saved."""
+    out = tmp_path / "a run"
+    many = shlex.split("--epochs 1000 --save-every 1 --log-every 1 --workers 2 --pictures 0")
+    command = [sys.executable, "-m", "fastsketch", "train", "--data", str(data), "--out", str(out), *TINY, *many]
+    ours, theirs = pty.openpty()
+    running = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    said = b""
+
+    def read() -> bytes:
+        try:
+            return os.read(ours, 1 << 16)
+        except OSError:  # nothing yet, or no one there any more
+            return b""
+
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoint.pt").exists():
+        assert time.monotonic() < deadline and running.poll() is None, said
+        said += read()
+        time.sleep(0.05)
+    if how == "closed":
+        os.close(ours)
+    else:
+        os.write(ours, b"\x03")
+    while running.poll() is None:
+        assert time.monotonic() < deadline
+        said += read() if how == "ctrl-c" else b""
+        time.sleep(0.05)
+    step = load_checkpoint(out / "checkpoint.pt", torch.device("cpu"))["step"]
+    rows = (out / "losses.csv").read_text().splitlines()
+    assert step and rows
+    if how == "ctrl-c":
+        said += read()
+        os.close(ours)
+        assert running.returncode == 130
+        assert said.count(b"stopping after this step") == 1, said
+        assert f"saved at step {step}; go on with: fastsketch train --out '{out}' --resume" in said.decode()
+    else:
+        assert (out / "losses.png").exists()  # which a run draws after it was stopped, and saved
+
+
+def test_a_drawing_is_of_one_photo(capsys, data, weights, tmp_path):
+    """NAME.png counts where one subset alone has that name."""
+    drawn = tmp_path / "drawn"
+    assert run(capsys, "generate", "--data", data, "-o", drawn, "--weights", weights, "--quiet")[0] == 0
+    (drawn / "blobs" / "100.png").rename(drawn / "100.png")
+    command = ("evaluate", drawn, "--data", data, "--metrics", "ssim", "--quiet")
+    assert run(capsys, *command)[0] == 0
+    others = data / "others" / "test"
+    for kind in ("photos", "sketches"):
+        (others / kind).mkdir(parents=True)
+        (others / kind / "100.png").write_bytes((data / "blobs" / "test" / kind / "100.png").read_bytes())
+    code, out, err = run(capsys, *command)
+    assert code == 1 and f"{drawn / 'blobs' / '100.png'}: no drawing of" in err and not out
+    assert f"({drawn / '100.png'} may be of blobs or others)" in err
+    for subset in ("blobs", "others"):
+        (drawn / subset).mkdir(exist_ok=True)
+        (drawn / subset / "100.png").write_bytes((drawn / "100.png").read_bytes())
+    assert run(capsys, *command)[0] == 0
+
+
+def test_a_table_is_shown_even_where_it_cannot_be_saved(capsys, data, weights, tmp_path, monkeypatch):
+    drawn = tmp_path / "drawn"
+    assert run(capsys, "generate", "--data", data, "-o", drawn, "--weights", weights, "--quiet")[0] == 0
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    code, out, err = run(
+        capsys, "evaluate", drawn, "--data", data, "--metrics", "ssim", "--quiet", "--out", blocked / "x"
+    )
+    assert code == 1 and "SSIM ↑" in out and "blobs" in out
+    assert "metrics.csv: cannot write" in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_terminal_that_lacks_a_letter_gets_a_question_mark(monkeypatch):
+    table = Evaluation(("ssim",), [], {"all": {"images": 1, "ssim": 0.5}}).table()
+    bytes_written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(bytes_written, encoding="latin-1"))
+    monkeypatch.setitem(COMMANDS, "info", lambda arguments: print(table))
+    with pytest.raises(SystemExit):
+        main(["info"])
+    assert b"SSIM ?" in bytes_written.getvalue()
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate", "report"])
+def test_a_name_that_is_too_long_is_one_line(capsys, data, tmp_path, command):
+    long = tmp_path / ("x" * 300)
+    arguments = {
+        "train": ("--data", data, "--out", long, *TINY),
+        "generate": (long, "-o", tmp_path / "o", "--weights", long),
+        "evaluate": (long, "--data", data),
+        "report": (long, "--data", data),
+    }[command]
+    code, _, err = run(capsys, command, *arguments)
+    assert code == 1 and err.startswith("fastsketch: error: ") and len(err.strip().splitlines()) == 1
+    assert str(long) in err
+
+
+def test_errors_of_the_system_are_one_line_where_they_name_a_file(capsys, data, tmp_path, monkeypatch):
+    def denied(arguments):
+        raise PermissionError(errno.EACCES, "Permission denied", tmp_path / "closed")
+
+    monkeypatch.setitem(COMMANDS, "info", denied)
+    assert run(capsys, "info") == (1, "", f"fastsketch: error: {tmp_path / 'closed'}: Permission denied\n")
+
+    def odd(arguments):
+        raise OSError("of no file")
+
+    monkeypatch.setitem(COMMANDS, "info", odd)
+    with pytest.raises(OSError, match="of no file"):
+        main(["info"])
+
+
+@pytest.mark.parametrize("name", ["settings.json", "losses.csv"])
+def test_files_of_a_run_that_cannot_be_read_are_named(capsys, data, tmp_path, monkeypatch, name):
+    out = tmp_path / "trained"
+    assert run(capsys, "train", "--data", data, "--out", out, *TINY, "--log-every", "1")[0] == 0
+    opened = Path.open
+
+    def closed(self, *arguments, **named):
+        if self.name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(self))
+        return opened(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", closed)
+    code, _, err = run(capsys, "train", "--out", out, "--resume", "--epochs", "2")
+    assert (code, err) == (1, f"fastsketch: error: {out / name}: cannot read (Permission denied)\n")
+
+
+@pytest.mark.parametrize(("command", "value"), [("info", "foo"), ("info", "triton"), ("train", "foo")])
+def test_a_backend_that_is_not_there_is_refused(capsys, data, tmp_path, monkeypatch, command, value):
+    monkeypatch.setenv("FASTSKETCH_BACKEND", value)
+    arguments = [] if command == "info" else ["--data", data, "--out", tmp_path / "run", *TINY]
+    code, _, err = run(capsys, command, *arguments)
+    assert code == 1 and err.startswith("fastsketch: error: ") and len(err.strip().splitlines()) == 1
+    assert f"got '{value}'" in err if value == "foo" else f"backend '{value}' was asked for" in err
+    assert not (tmp_path / "run" / "settings.json").exists()
+
+
+@pytest.mark.skipif(bool(_backend.why_not_loaded("cpp")), reason="there are no C++ kernels to choose a level of")
+def test_an_instruction_set_that_is_not_there_is_refused(data, tmp_path):
+    """In place of a run without the C++ kernels, in another precision, that keeps it."""
+    command = [sys.executable, "-m", "fastsketch", "train", "--data", str(data), "--out", str(tmp_path / "run"), *TINY]
+    environment = {**os.environ, "FASTSKETCH_CPU_LEVEL": "foo"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("fastsketch: error: FASTSKETCH_CPU_LEVEL must be one of baseline")
+    assert "got 'foo'" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_train_says_when_the_kernels_are_not_in_use(capsys, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTSKETCH_BACKEND", "reference")
+    code, out, _ = run(capsys, "train", "--data", data, "--out", tmp_path / "slow", *TINY)
+    assert code == 0
+    assert "the C++ kernels are not in use, which makes steps slower: reference was asked for" in out.splitlines()
+    monkeypatch.delenv("FASTSKETCH_BACKEND")
+    monkeypatch.setattr(_backend, "why_not_loaded", lambda name: "not built")
+    code, out, _ = run(capsys, "train", "--data", data, "--out", tmp_path / "unbuilt", *TINY)
+    assert code == 0 and "which makes steps slower: not built\n" in out

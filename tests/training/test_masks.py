@@ -209,6 +209,13 @@ def test_cache(tmp_path, monkeypatch):
     assert len(list(cache.iterdir())) == 4
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    photo = Image.fromarray(portrait((250, 250, 250))[0])
+    closed = tmp_path / "masks"
+    closed.write_text("no folder")
+    assert np.array_equal(MaskSource("white", closed)(photo), MaskSource("white")(photo))
+
+
 def test_real_photos():
     root = os.environ.get("FASTSKETCH_CUFS")
     if not root:

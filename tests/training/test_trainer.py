@@ -46,13 +46,13 @@ def assert_same_state(a: object, b: object, where: str = "") -> None:
         assert a == b, where
 
 
-def stop_at(run: Trainer, step: int) -> None:
-    """Send this process Ctrl-C during step number `step`."""
+def stop_at(run: Trainer, step: int, number: int = signal.SIGINT) -> None:
+    """Send this process Ctrl-C (or another signal) during step number `step`."""
     original = run.train_step
 
     def train_step(batch):
         if run.step + 1 == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
         return original(batch)
 
     run.train_step = train_step
@@ -94,6 +94,46 @@ def test_resume_is_bit_exact(tiny, tmp_path, stop, batch_size, precision):
     assert_same_state(without_settings(state_of(second)), without_settings(state_of(straight)))
     assert second.paths.losses.read_text() == straight.paths.losses.read_text()
     assert second.paths.generator.read_bytes() == straight.paths.generator.read_bytes()
+
+
+def test_a_closed_terminal_stops_and_saves(tiny, monkeypatch):
+    """It tells more than once, and takes no words; nohup's run goes on."""
+    config = tiny(decay_epochs=0)
+    run = trainer(config)
+    stop_at(run, 2, signal.SIGHUP)
+    stopping = run.train_step
+
+    def closed(words):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def twice(batch):
+        if run.step + 1 == 2:
+            os.kill(os.getpid(), signal.SIGHUP)
+        return stopping(batch)
+
+    monkeypatch.setattr("fastsketch.training.signals.tqdm.write", closed)
+    run.train_step = twice
+    before = signal.signal(signal.SIGHUP, signal.default_int_handler)
+    try:
+        assert not run.run() and state_of(run)["step"] == run.step == 2
+        assert signal.signal(signal.SIGHUP, signal.SIG_IGN) == signal.default_int_handler
+        resumed = trainer(replace(config, resume=True))
+        stop_at(resumed, 4, signal.SIGHUP)
+        assert resumed.run() and resumed.step == 5
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_number_of_pictures_may_change_and_changes_nothing(tiny, tmp_path):
+    straight = trainer(tiny())
+    assert straight.run()
+    config = replace(tiny(), out=tmp_path / "fewer")
+    first = trainer(config)
+    stop_at(first, 3)
+    assert not first.run()
+    second = trainer(replace(config, resume=True, pictures=0))
+    assert second.run() and not second.paths.pictures.exists()
+    assert_same_state(without_settings(state_of(second)), without_settings(state_of(straight)))
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tiny, tmp_path):

@@ -186,3 +186,26 @@ def test_curves(tmp_path):
     assert flat.name == "nce" and flat.first == flat.last == 3.0 and len(points) == curves.MOST_POINTS
     assert points[0][0] == curves.LEFT and points[-1][0] == curves.WIDTH - curves.RIGHT
     assert {y for _, y in points} == {curves.TOP}
+
+
+def test_all_runs_are_looked_for_before_one_is_drawn(capsys, a_run, tmp_path, monkeypatch):
+    def drawn(*arguments, **named):
+        raise AssertionError("drawn before all runs were looked for")
+
+    monkeypatch.setattr("fastsketch.report.look_at_run", drawn)
+    page = tmp_path / "report.html"
+    code, _, err = report(capsys, a_run(), page)
+    assert (
+        code == 1 and f"{page}: not the folder of a run (no settings.json); to write the page there: -o {page}" in err
+    )
+    torn = a_run("torn")
+    (torn / "generator.safetensors").unlink()
+    code, _, err = report(capsys, a_run(), torn)
+    assert code == 1 and "no generator.safetensors" in err
+
+
+def test_a_run_that_one_may_only_read(capsys, a_run, tmp_path):
+    run = a_run(masks="grabcut")
+    (run / "masks").write_text("no folder, so nothing can be kept here")
+    code, _, err = report(capsys, run, "-o", tmp_path / "report.html")
+    assert code == 0, err
