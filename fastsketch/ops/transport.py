@@ -14,8 +14,8 @@ ITERATIONS = 50
 class TransportPlan(Function):
     """The plan [B, N, M] of a cost [B, N, M], float32 or float64.
 
-    Its gradient is that through all iterations, as MoNCE's, without a graph of them: the factors of rows and columns are
-    kept, not the matrices. A graph of the gradient is made by the plain formula.
+    Its gradient is that through all iterations, as MoNCE's, without a graph of them: the factors of rows and columns
+    are kept, not the matrices. A graph of the gradient is made by the plain formula.
     """
 
     @staticmethod
