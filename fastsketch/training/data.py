@@ -115,9 +115,24 @@ class SketchDataset(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        """Of the names of the pairs and sketches, wherever they lie: a run goes on with the same ones."""
-        names = [f"{pair.subset}/{pair.name}" for pair in self.pairs] + [path.name for path in self.drawings]
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+        """Of the names of the pairs and sketches, wherever they lie: a run goes on with the same ones.
+
+        What a plain pair of folders lies in may be called something else by then.
+        """
+        return self._fingerprint("")
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """`fingerprint`, and what it may have been in a checkpoint of before.
+
+        Then it held the name of a plain pair's folder, as that was given: also empty for `.`, and `..`.
+        """
+        return list(dict.fromkeys(self._fingerprint(plain) for plain in ("", "..", self.pairs[0].subset)))
+
+    def _fingerprint(self, plain: str) -> str:
+        subsets = (plain if pair.plain else pair.subset for pair in self.pairs)
+        names = [f"{subset}/{pair.name}" for subset, pair in zip(subsets, self.pairs, strict=True)]
+        return hashlib.sha256("\n".join(names + [path.name for path in self.drawings]).encode()).hexdigest()
 
     @property
     def epoch(self) -> int:

@@ -26,6 +26,8 @@ class Pair:
     mask: Path | None
     subset: str
     name: str
+    plain: bool = False
+    """Of a plain pair of folders: the subset is the name that folder happens to have."""
 
 
 def _images_by_id(folder: Path) -> dict[str, Path]:
@@ -42,6 +44,18 @@ def _images_by_id(folder: Path) -> dict[str, Path]:
     return found
 
 
+def _own_name(folder: Path) -> str:
+    """What a folder is called, `.` and `..` too: drawings go into a folder of this name."""
+    return folder.name if folder.name not in ("", "..") else folder.resolve().name
+
+
+def _check_inside(subset: str, where: str) -> None:
+    """Refuse a subset that leads out of the folders it is looked for and drawn in."""
+    parts = Path(subset).parts
+    if not parts or Path(subset).is_absolute() or ".." in parts:
+        raise FastsketchError(f"{where}: the subset {subset!r} is no folder inside the data's own")
+
+
 def _read_manifest(path: Path, split: str) -> dict[str, list[str]]:
     """Ids of a split by subset, in the order of the file."""
     listed: dict[str, list[str]] = {}
@@ -54,6 +68,7 @@ def _read_manifest(path: Path, split: str) -> dict[str, list[str]]:
             for line, row in enumerate(reader, start=2):
                 if not row["subset"] or not row["split"] or not row["id"]:
                     raise FastsketchError(f"{path}: line {line} is incomplete")
+                _check_inside(row["subset"], f"{path}: line {line}")
                 if row["split"] == split:
                     listed.setdefault(row["subset"], []).append(row["id"])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -67,7 +82,7 @@ def _folders(root: Path, split: str) -> tuple[dict[str, Path], dict[str, list[st
         raise FastsketchError(f"{root}: no such data folder")
     manifest = root / "manifest.csv"
     if (root / "photos").is_dir():
-        return {root.name: root}, None
+        return {_own_name(root): root}, None
     if manifest.is_file():
         listed = _read_manifest(manifest, split)
         if not listed:
@@ -103,6 +118,7 @@ def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False
     """
     root = Path(root)
     folders, listed = _folders(root, split)
+    plain = (root / "photos").is_dir()
     pairs: list[Pair] = []
     lonely: list[str] = []
     for subset, folder in folders.items():
@@ -115,7 +131,7 @@ def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False
                 raise FastsketchError(f"{root / 'manifest.csv'}: lists {folder / 'sketches' / name}, which is missing")
             if name not in sketches:
                 lonely.append(f"{subset}/{name}")
-            pairs.append(Pair(photos[name], sketches.get(name), masks.get(name), subset, name))
+            pairs.append(Pair(photos[name], sketches.get(name), masks.get(name), subset, name, plain))
     if not pairs:
         raise FastsketchError(f"{root}: no photos in {', '.join(str(f / 'photos') for f in folders.values())}")
     if lonely and not unpaired:

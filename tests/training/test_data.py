@@ -1,6 +1,7 @@
 """Finding pairs, the dataset, and the sampler."""
 
 import csv
+import hashlib
 import os
 from pathlib import Path
 
@@ -61,6 +62,43 @@ def test_plain_layout(tree):
     assert all(p.mask for p in pairs)
     assert "has no test split" in note_on_split(tree / "b" / "train", "test")
     assert note_on_split(tree / "b" / "train", "train") == note_on_split(tree, "test") == ""
+
+
+def test_a_plain_folder_has_its_name_however_it_is_given(tree, monkeypatch):
+    monkeypatch.chdir(tree / "b" / "train")
+    assert {p.subset for p in find_pairs(".")} == {"train"}
+    monkeypatch.chdir(tree / "b" / "train" / "photos")
+    assert {p.subset for p in find_pairs("..")} == {"train"}
+    write_image(tree / "photos/1.png", 1)
+    write_image(tree / "sketches/1.png", 1)
+    (tree / "link").symlink_to(tree)
+    assert {p.subset for p in find_pairs(tree / "link")} == {"link"}
+
+
+@pytest.mark.parametrize("subset", ["..", "a/../..", "/tmp", "."])
+def test_no_subset_leads_out_of_the_folder(tree, subset):
+    """Drawings go where it leads."""
+    write_manifest(tree, "a,train,001", f"{subset},train,001")
+    with pytest.raises(FastsketchError, match=r"manifest\.csv: line 3: the subset '.*' is no folder inside"):
+        find_pairs(tree)
+
+
+def fingerprint_of_before(data: SketchDataset, subset: str) -> str:
+    names = [f"{subset}/{pair.name}" for pair in data.pairs] + [path.name for path in data.drawings]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def test_a_plain_folder_may_be_called_something_else(tree):
+    data = SketchDataset(find_pairs(tree / "b/train"), masks=NONE)
+    for subset in ("", "..", "train"):
+        assert fingerprint_of_before(data, subset) in data.fingerprints
+    (tree / "b/train").rename(tree / "b/other")
+    renamed = SketchDataset(find_pairs(tree / "b/other"), masks=NONE)
+    assert renamed.fingerprint == data.fingerprint == data.fingerprints[0]
+    split = SketchDataset(find_pairs(tree, "test")[:1], masks=NONE)
+    assert split.fingerprints == [fingerprint_of_before(split, "a")]
+    (tree / "a").rename(tree / "c")  # another subset are other pictures
+    assert SketchDataset(find_pairs(tree, "test")[-1:], masks=NONE).fingerprint != split.fingerprint
 
 
 def test_manifest_decides(tree):
