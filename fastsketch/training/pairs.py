@@ -9,7 +9,7 @@ Layouts (ROOT/manifest.csv with columns subset, split, id is optional; where it 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,8 +95,24 @@ def _folders(root: Path, split: str) -> tuple[dict[str, Path], dict[str, list[st
 
 
 def name_some(ids: Sequence[str], most: int = 5) -> str:
-    """The first few ids and how many more there are, for a message."""
-    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+    """The first few ids and how many more there are, for a message; it can be printed whatever they hold."""
+    shown = (name.encode(errors="surrogateescape").decode(errors="backslashreplace") for name in ids[:most])
+    return ", ".join(shown) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
+
+def _check_utf8(paths: Iterable[Path], root: Path) -> None:
+    """Refuse names that no table could hold, and no checkpoint: they come from another system's encoding."""
+    odd = [name for name in (str(path.relative_to(root)) for path in paths) if not _is_utf8(name)]
+    if odd:
+        raise FastsketchError(f"{root}: rename what is not UTF-8: {name_some(odd)}")
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False) -> list[Pair]:
@@ -114,7 +130,8 @@ def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False
         Pairs; a mask is None where the folder has none for that id.
 
     Raises:
-        FastsketchError: no such folder, nothing in it, a listed file that is missing, a photo without a sketch.
+        FastsketchError: no such folder, nothing in it, a listed file that is missing, a photo without a sketch, a name
+            that is not UTF-8.
     """
     root = Path(root)
     folders, listed = _folders(root, split)
@@ -134,6 +151,9 @@ def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False
             pairs.append(Pair(photos[name], sketches.get(name), masks.get(name), subset, name, plain))
     if not pairs:
         raise FastsketchError(f"{root}: no photos in {', '.join(str(f / 'photos') for f in folders.values())}")
+    _check_utf8((pair.photo for pair in pairs), root)
+    if plain and not _is_utf8(pairs[0].subset):
+        raise FastsketchError(f"rename the folder {name_some([str(root)])}: it is not UTF-8")
     if lonely and not unpaired:
         raise FastsketchError(
             f"{root}: {len(lonely)} of {len(pairs)} photos have no sketch of the same name: {name_some(lonely)} "
@@ -153,7 +173,7 @@ def find_sketches(root: str | Path, split: str = "train") -> list[Path]:
     """Lists all sketches of a data folder, for unpaired training; a manifest restricts them to its ids.
 
     Raises:
-        FastsketchError: no such folder, or no sketch in it.
+        FastsketchError: no such folder, no sketch in it, or one whose name is not UTF-8.
     """
     root = Path(root)
     folders, listed = _folders(root, split)
@@ -164,4 +184,5 @@ def find_sketches(root: str | Path, split: str = "train") -> list[Path]:
         found += [path for name, path in sketches.items() if wanted is None or name in wanted]
     if not found:
         raise FastsketchError(f"{root}: no sketches in {', '.join(str(f / 'sketches') for f in folders.values())}")
+    _check_utf8(found, root)
     return found

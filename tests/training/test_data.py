@@ -151,6 +151,27 @@ def test_missing_things_are_named(tree, tmp_path):
         find_pairs(tree)
 
 
+def test_names_that_are_not_utf8_are_refused_at_once(tree):
+    """No checkpoint, no table could hold them; the message can be printed."""
+    old, odd = os.fsencode(tree / "a/train"), b"/photos/Ren\xe9.png"
+    try:
+        os.rename(old + b"/photos/000.png", old + odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    for unpaired in (False, True):
+        with pytest.raises(FastsketchError, match=r"rename what is not UTF-8: a/train/photos/Ren\\xe9\.png$"):
+            find_pairs(tree, unpaired=unpaired)
+    write_manifest(tree, "a,train,001")
+    assert len(find_pairs(tree)) == 1  # it is not listed
+    (tree / "manifest.csv").unlink()
+    os.rename(old + odd, old + b"/sketches/Ren\xe9.png")
+    with pytest.raises(FastsketchError, match=r"not UTF-8: a/train/sketches/Ren\\xe9\.png$"):
+        find_sketches(tree)
+    os.rename(os.fsencode(tree / "b/train"), os.fsencode(tree / "b") + b"/\xe9")
+    with pytest.raises(FastsketchError, match=r"rename the folder .*/b/\\xe9: it is not UTF-8"):
+        find_pairs(os.fsdecode(os.fsencode(tree / "b") + b"/\xe9"))
+
+
 def test_other_files_are_passed_over(tree):
     (tree / "a/train/photos/notes.txt").write_text("x")
     (tree / "a/train/photos/._000.png").write_bytes(b"x")
