@@ -33,8 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     say = print if world.writes else lambda text: None
     count, processes = len(trainer.dataset), f", {world.size} processes" if world.size > 1 else ""
     say(
-        f"{config.preset} on {count} pictures, {_plural(config.total_epochs, 'epoch')}, {trainer.device}{processes} "
-        f"({trainer.speed}); run in {config.out}"
+        f"{config.preset} on {_plural(count, 'picture')}, {_plural(config.total_epochs, 'epoch')}, "
+        f"{trainer.device}{processes} ({trainer.speed}); run in {config.out}"
     )
     if trainer.begun_with:
         say(f"begun with the networks of {config.init_from}: {', '.join(trainer.begun_with)}")

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Sampler
 from fastsketch.errors import FastsketchError
 from fastsketch.training.images import centred_padding, fit_within, mask_to_tensor, pad, read_photo, read_sketch
 from fastsketch.training.masks import MaskSource
-from fastsketch.training.pairs import Pair, find_pairs, find_sketches, name_some
+from fastsketch.training.pairs import OVERALL, Pair, find_pairs, find_sketches, name_some
 
 __all__ = ["EpochSampler", "Pair", "SketchDataset", "find_pairs", "find_sketches"]
 
@@ -125,9 +125,10 @@ class SketchDataset(Dataset):
     def fingerprints(self) -> list[str]:
         """`fingerprint`, and what it may have been in a checkpoint of before.
 
-        Then it held the name of a plain pair's folder, as that was given: also empty for `.`, and `..`.
+        Then it held the name of a plain pair's folder, as that was given: also empty for `.`, and `..`, and what
+        no folder may be called any more.
         """
-        return list(dict.fromkeys(self._fingerprint(plain) for plain in ("", "..", self.pairs[0].subset)))
+        return list(dict.fromkeys(self._fingerprint(plain) for plain in ("", "..", OVERALL, self.pairs[0].subset)))
 
     def _fingerprint(self, plain: str) -> str:
         subsets = (plain if pair.plain else pair.subset for pair in self.pairs)

@@ -9,12 +9,16 @@ Layouts (ROOT/manifest.csv with columns subset, split, id is optional; where it 
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastsketch.errors import FastsketchError
+from fastsketch.errors import FastsketchError, KeptName
 from fastsketch.training.images import list_images
+
+OVERALL = "all"
+"""No subset can be called so: it is the mean over all of them."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +35,21 @@ class Pair:
 
 
 def _images_by_id(folder: Path) -> dict[str, Path]:
-    """Image files of a folder by stem; a missing folder is an empty one."""
+    """Image files of a folder by id; a missing folder is an empty one."""
     if not folder.is_dir():
         return {}
     found: dict[str, Path] = {}
     for path in list_images(folder):
-        if path.stem in found:
-            raise FastsketchError(
-                f"{folder}: two images share the id {path.stem!r}: {found[path.stem].name}, {path.name}"
-            )
-        found[path.stem] = path
+        name = _id(path.stem)
+        if name in found:
+            raise FastsketchError(f"{folder}: two images share the id {name!r}: {found[name].name}, {path.name}")
+        found[name] = path
     return found
+
+
+def _id(name: str) -> str:
+    """What a photo and its sketch are found by: macOS writes é as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _own_name(folder: Path) -> str:
@@ -59,6 +67,7 @@ def _check_inside(subset: str, where: str) -> None:
 def _read_manifest(path: Path, split: str) -> dict[str, list[str]]:
     """Ids of a split by subset, in the order of the file."""
     listed: dict[str, list[str]] = {}
+    seen: dict[tuple[str, ...], int] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -69,8 +78,11 @@ def _read_manifest(path: Path, split: str) -> dict[str, list[str]]:
                 if not row["subset"] or not row["split"] or not row["id"]:
                     raise FastsketchError(f"{path}: line {line} is incomplete")
                 _check_inside(row["subset"], f"{path}: line {line}")
-                if row["split"] == split:
-                    listed.setdefault(row["subset"], []).append(row["id"])
+                entry = subset, of, name = row["subset"], row["split"], _id(row["id"])
+                if seen.setdefault(entry, line) != line:
+                    raise FastsketchError(f"{path}: line {line} lists {subset},{of},{name} again, after {seen[entry]}")
+                if of == split:
+                    listed.setdefault(subset, []).append(name)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FastsketchError(f"{path}: unreadable manifest ({error})") from error
     return listed
@@ -131,7 +143,7 @@ def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False
 
     Raises:
         FastsketchError: no such folder, nothing in it, a listed file that is missing, a photo without a sketch, a name
-            that is not UTF-8.
+            that is not UTF-8, or a subset named "all".
     """
     root = Path(root)
     folders, listed = _folders(root, split)
@@ -139,6 +151,9 @@ def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False
     pairs: list[Pair] = []
     lonely: list[str] = []
     for subset, folder in folders.items():
+        if subset == OVERALL:
+            called = folder if plain else root / subset
+            raise KeptName(f"{called}: the name {OVERALL!r} is kept for the mean over all images: rename the folder")
         photos, sketches, masks = (_images_by_id(folder / kind) for kind in ("photos", "sketches", "masks"))
         ids = list(photos) if listed is None else listed[subset]
         for name in ids:
@@ -148,7 +163,7 @@ def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False
                 raise FastsketchError(f"{root / 'manifest.csv'}: lists {folder / 'sketches' / name}, which is missing")
             if name not in sketches:
                 lonely.append(f"{subset}/{name}")
-            pairs.append(Pair(photos[name], sketches.get(name), masks.get(name), subset, name, plain))
+            pairs.append(Pair(photos[name], sketches.get(name), masks.get(name), subset, photos[name].stem, plain))
     if not pairs:
         raise FastsketchError(f"{root}: no photos in {', '.join(str(f / 'photos') for f in folders.values())}")
     _check_utf8((pair.photo for pair in pairs), root)
@@ -157,7 +172,7 @@ def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False
     if lonely and not unpaired:
         raise FastsketchError(
             f"{root}: {len(lonely)} of {len(pairs)} photos have no sketch of the same name: {name_some(lonely)} "
-            "(for unpaired data ask for unpaired training)"
+            "(if they are not meant to: fastsketch train --unpaired)"
         )
     return sorted(pairs, key=lambda pair: (pair.subset, pair.name))
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def fingerprint_of_before(data: SketchDataset, subset: str) -> str:
 
 def test_a_plain_folder_may_be_called_something_else(tree):
     data = SketchDataset(find_pairs(tree / "b/train"), masks=NONE)
-    for subset in ("", "..", "train"):
+    for subset in ("", "..", "all", "train"):
         assert fingerprint_of_before(data, subset) in data.fingerprints
     (tree / "b/train").rename(tree / "b/other")
     renamed = SketchDataset(find_pairs(tree / "b/other"), masks=NONE)
@@ -118,6 +119,9 @@ def test_manifest_decides(tree):
     write_manifest(tree, "a,train,001", "a,train")
     with pytest.raises(FastsketchError, match="line 3 is incomplete"):
         find_pairs(tree)
+    write_manifest(tree, "a,train,001", "a,test,000", "a,train,001")
+    with pytest.raises(FastsketchError, match="line 4 lists a,train,001 again, after 2"):
+        find_pairs(tree, "test")
     (tree / "manifest.csv").write_text("subset,id\na,1\n")
     with pytest.raises(FastsketchError, match=r"expected columns .*missing split"):
         find_pairs(tree)
@@ -139,7 +143,7 @@ def test_missing_things_are_named(tree, tmp_path):
         find_sketches(tmp_path / "empty")
     for index in range(8):
         write_image(tree / f"a/train/photos/lonely{index}.jpg", index)
-    message = "8 of 13 photos have no sketch of the same name: a/lonely0, .*a/lonely4 and 3 more"
+    message = "8 of 13 photos have no sketch of the same name: a/lonely0, .*a/lonely4 and 3 more .*--unpaired"
     with pytest.raises(FastsketchError, match=message):
         find_pairs(tree)
     unpaired = find_pairs(tree, unpaired=True)
@@ -149,6 +153,26 @@ def test_missing_things_are_named(tree, tmp_path):
     write_image(tree / "a/train/photos/000.jpg", 0)
     with pytest.raises(FastsketchError, match=r"two images share the id '000': 000\.jpg, 000\.png"):
         find_pairs(tree)
+
+
+def test_no_subset_is_called_all(tree):
+    (tree / "a").rename(tree / "all")
+    (tree / "b/train").rename(tree / "b/all")
+    for folder in (tree, tree / "b/all"):
+        with pytest.raises(FastsketchError, match=r"/all: the name 'all' is kept .*: rename the folder"):
+            find_pairs(folder, "test")
+
+
+def test_an_accent_may_be_one_character_or_two(tree):
+    one, two = (unicodedata.normalize(form, "Ren\u00e9") for form in ("NFC", "NFD"))
+    for kind, name in (("photos", two), ("sketches", one), ("masks", two)):
+        (tree / f"b/train/{kind}/000.png").rename(tree / f"b/train/{kind}/{name}.png")
+    for rows in ((), (f"b,train,{one}",), (f"b,train,{two}",)):
+        if rows:
+            write_manifest(tree, *rows)
+        (pair,) = [pair for pair in find_pairs(tree) if pair.name == two]
+        assert pair.sketch.name == f"{one}.png" and pair.mask.name == f"{two}.png"
+        assert pair.sketch in find_sketches(tree)
 
 
 def test_names_that_are_not_utf8_are_refused_at_once(tree):
