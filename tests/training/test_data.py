@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 
 from fastsketch.errors import FastsketchError
@@ -327,13 +327,47 @@ def test_bad_settings(tree):
 
 def test_bad_images_are_named(tree):
     pairs = find_pairs(tree)
-    write_image(pairs[0].sketch, 0, size=(20, 24), mode="L")
-    pairs[1].photo.write_bytes(pairs[1].photo.read_bytes()[:200])
     data = SketchDataset(pairs, image_size=32, masks=NONE)
+    write_image(pairs[0].sketch, 0, size=(20, 24), mode="L")  # in the middle of a run
+    pairs[1].photo.write_bytes(pairs[1].photo.read_bytes()[:200])
     with pytest.raises(FastsketchError, match=r"sketches/000\.png: the sketch is 20x24 but its photo .* is 20x25"):
         data[0]
     with pytest.raises(FastsketchError, match=r"photos/001\.png: unreadable"):
         data[1]
+
+
+def test_sizes_that_differ_are_all_named_at_once(tree):
+    pairs = find_pairs(tree)
+    write_image(pairs[0].sketch, 0, size=(20, 24), mode="L")
+    write_image(pairs[3].mask, 0, size=(25, 20), mode="L")
+    for masks, count in ((NONE, "1 picture is"), (MaskSource("auto"), "2 pictures are")):
+        message = rf"^{count} not of the photo's size: .*a/train/sketches/000\.png is 20x24 but its photo 20x25"
+        with pytest.raises(FastsketchError, match=message) as caught:
+            SketchDataset(pairs, masks=masks)
+        assert ("b/train/masks/001.png is 25x20 but" in str(caught.value)) == (count != "1 picture is")
+    SketchDataset(pairs, masks=NONE, unpaired=True)  # no sketch has a size to keep to
+    with pytest.raises(FastsketchError, match=r"^1 picture is not .*masks/001\.png"):
+        SketchDataset(pairs, masks=MaskSource("folder"), unpaired=True)
+    pairs[1].photo.write_text("no picture")
+    with pytest.raises(FastsketchError, match=r"photos/001\.png: unreadable image .*; 1 picture is not"):
+        SketchDataset(pairs, masks=NONE)
+
+
+def test_a_photo_that_is_to_be_turned_is_of_the_size_it_will_have(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name, suffix in (("a", "jpg"), ("b", "png"), ("c", "tif"), ("d", "webp")):
+        write_image(tmp_path / f"sketches/{name}.png", 0, size=(20, 25))
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (25, 20)).save(tmp_path / f"photos/{name}.{suffix}", exif=exif)
+    data = SketchDataset(find_pairs(tmp_path), image_size=32, masks=NONE)
+    assert len([data[index] for index in range(4)]) == 4
+    whole = (tmp_path / "photos/b.png").read_bytes()  # as written by others: its orientation comes last
+    start = whole.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(whole[start : start + 4], "big")
+    late = whole[:start] + whole[start + length : -12] + whole[start : start + length] + whole[-12:]
+    (tmp_path / "photos/b.png").write_bytes(late)
+    assert len([SketchDataset(find_pairs(tmp_path), image_size=32, masks=NONE)[index] for index in range(4)]) == 4
 
 
 def test_cache_serves_without_the_files(tree):
