@@ -20,6 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; the exit code."""
     from fastsketch.training.config import TrainConfig
     from fastsketch.training.distributed import join_world, leave_world
+    from fastsketch.training.pairs import left_out
     from fastsketch.training.trainer import Trainer
 
     config = tyro.cli(TrainConfig, args=arguments, prog="fastsketch train", default=_defaults(arguments))
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
         f"{config.preset} on {_plural(count, 'picture')}, {_plural(config.total_epochs, 'epoch')}, "
         f"{trainer.device}{processes} ({trainer.speed}); run in {config.out}"
     )
+    for line in left_out(data, "train", unpaired=config.unpaired) if world.writes else ():
+        say(line)
     if trainer.begun_with:
         say(f"begun with the networks of {config.init_from}: {', '.join(trainer.begun_with)}")
     if trainer.step and trainer.epoch < config.total_epochs:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastsketch.errors import FastsketchError, KeptName
-from fastsketch.training.images import list_images
+from fastsketch.training.images import IMAGE_SUFFIXES, list_folder, list_images
 
 OVERALL = "all"
 """No subset can be called so: it is the mean over all of them."""
@@ -127,6 +127,43 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
+def not_read(names: Sequence[str]) -> str:
+    """What to say of files that are no pictures as they are read here; empty: nothing."""
+    if not names:
+        return ""
+    heic = any(name.lower().endswith((".heic", ".heif")) for name in names)
+    hint = "; convert HEIC to JPEG or PNG first" if heic else ""
+    return f"left out, not in a format that is read ({', '.join(IMAGE_SUFFIXES)}): {name_some(names)}{hint}"
+
+
+def _not_read_in(folders: Iterable[Path], root: Path) -> str:
+    """`not_read` of what lies in the photos and sketches of these folders."""
+    rest: list[str] = []
+    for folder in (folder / kind for folder in folders for kind in ("photos", "sketches", "masks")):
+        if folder.is_dir():
+            others = sorted(set(list_folder(folder)) - set(list_images(folder)))
+            rest += [f"{path.relative_to(root)}{'/' if path.is_dir() else ''}" for path in others]
+    return not_read(rest)
+
+
+def left_out(root: str | Path, split: str = "train", *, unpaired: bool = False) -> list[str]:
+    """Lines that say what `find_pairs` passes over; none where a manifest decides what is read.
+
+    Raises:
+        FastsketchError: no such folder, or nothing in it.
+    """
+    root = Path(root)
+    folders, listed = _folders(root, split)
+    if listed is not None:
+        return []
+    alone: list[str] = []
+    for folder in folders.values() if not unpaired else ():
+        photos, sketches = (_images_by_id(folder / kind) for kind in ("photos", "sketches"))
+        alone += [str(path.relative_to(root)) for name, path in sketches.items() if name not in photos]
+    sketches_alone = f"left out, having no photo of the same name: {name_some(alone)}" if alone else ""
+    return [line for line in (_not_read_in(folders.values(), root), sketches_alone) if line]
+
+
 def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False) -> list[Pair]:
     """Lists the photos of a data folder with their sketches and masks, sorted by subset and id.
 
@@ -148,6 +185,8 @@ def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False
     root = Path(root)
     folders, listed = _folders(root, split)
     plain = (root / "photos").is_dir()
+    rest = _not_read_in(folders.values(), root)
+    hint = f"; {rest}" if rest else ""
     pairs: list[Pair] = []
     lonely: list[str] = []
     for subset, folder in folders.items():
@@ -158,21 +197,23 @@ def find_pairs(root: str | Path, split: str = "train", *, unpaired: bool = False
         ids = list(photos) if listed is None else listed[subset]
         for name in ids:
             if name not in photos:
-                raise FastsketchError(f"{root / 'manifest.csv'}: lists {folder / 'photos' / name}, which is missing")
+                missing = folder / "photos" / name
+                raise FastsketchError(f"{root / 'manifest.csv'}: lists {missing}, which is missing{hint}")
             if listed is not None and name not in sketches and not unpaired:
-                raise FastsketchError(f"{root / 'manifest.csv'}: lists {folder / 'sketches' / name}, which is missing")
+                missing = folder / "sketches" / name
+                raise FastsketchError(f"{root / 'manifest.csv'}: lists {missing}, which is missing{hint}")
             if name not in sketches:
                 lonely.append(f"{subset}/{name}")
             pairs.append(Pair(photos[name], sketches.get(name), masks.get(name), subset, photos[name].stem, plain))
     if not pairs:
-        raise FastsketchError(f"{root}: no photos in {', '.join(str(f / 'photos') for f in folders.values())}")
+        raise FastsketchError(f"{root}: no photos in {', '.join(str(f / 'photos') for f in folders.values())}{hint}")
     _check_utf8((pair.photo for pair in pairs), root)
     if plain and not _is_utf8(pairs[0].subset):
         raise FastsketchError(f"rename the folder {name_some([str(root)])}: it is not UTF-8")
     if lonely and not unpaired:
         raise FastsketchError(
             f"{root}: {len(lonely)} of {len(pairs)} photos have no sketch of the same name: {name_some(lonely)} "
-            "(if they are not meant to: fastsketch train --unpaired)"
+            f"(if they are not meant to: fastsketch train --unpaired){hint}"
         )
     return sorted(pairs, key=lambda pair: (pair.subset, pair.name))
 
@@ -198,6 +239,7 @@ def find_sketches(root: str | Path, split: str = "train") -> list[Path]:
         wanted = None if listed is None else set(listed[subset])
         found += [path for name, path in sketches.items() if wanted is None or name in wanted]
     if not found:
-        raise FastsketchError(f"{root}: no sketches in {', '.join(str(f / 'sketches') for f in folders.values())}")
+        looked, rest = ", ".join(str(f / "sketches") for f in folders.values()), _not_read_in(folders.values(), root)
+        raise FastsketchError(f"{root}: no sketches in {looked}{'; ' if rest else ''}{rest}")
     _check_utf8(found, root)
     return found

@@ -95,11 +95,14 @@ def test_a_plain_folder_is_trained_on_from_inside_and_renamed(capsys, data, tmp_
     plain, out = tmp_path / "plain", tmp_path / "trained"
     (data / "blobs/train").rename(plain)
     monkeypatch.chdir(plain)
+    (plain / "photos/new.heic").write_bytes(b"x")
     for number in range(1, 5):
         for kind in ("photos", "sketches", "masks"):
             (plain / f"{kind}/{number:03d}.png").unlink()
     code, text, err = run(capsys, "train", "--data", ".", "--out", "../trained", *TINY)
     assert code == 0 and "fsscl on 1 picture, 1 epoch" in text, err
+    assert text.splitlines()[1].startswith("left out, not in a format that is read (.jpg, ")
+    assert text.splitlines()[1].endswith(": photos/new.heic; convert HEIC to JPEG or PNG first")
     code, text, err = run(capsys, "train", "--out", out, "--resume", "--epochs", "2")
     assert code == 0 and "going on after step 1" in text, err
     monkeypatch.chdir(plain / "photos")

@@ -16,7 +16,7 @@ from fastsketch.errors import FastsketchError
 from fastsketch.training.data import EpochSampler, SketchDataset, find_pairs, find_sketches
 from fastsketch.training.images import to_tensor
 from fastsketch.training.masks import MaskSource
-from fastsketch.training.pairs import note_on_split
+from fastsketch.training.pairs import left_out, note_on_split
 
 NONE = MaskSource("none")
 
@@ -200,6 +200,39 @@ def test_other_files_are_passed_over(tree):
     (tree / "a/train/photos/notes.txt").write_text("x")
     (tree / "a/train/photos/._000.png").write_bytes(b"x")
     assert len(find_pairs(tree)) == 5
+    (tree / "a/train/photos/notes.txt").unlink()
+    assert left_out(tree) == left_out(tree, "test") == []
+
+
+def test_what_is_left_out_is_said(tree):
+    photos, sketches = tree / "a/train/photos", tree / "b/train/sketches"
+    for path in (photos / "c.HEIC", sketches / "g.gif", photos / "notes.txt"):
+        path.write_bytes(b"x")
+    (photos / "more").mkdir()
+    write_image(sketches / "alone.png", 0)
+    formats, alone = left_out(tree)
+    assert formats == (
+        "left out, not in a format that is read (.jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp): a/train/photos/c.HEIC, "
+        "a/train/photos/more/, a/train/photos/notes.txt, b/train/sketches/g.gif; convert HEIC to JPEG or PNG first"
+    )
+    assert alone == "left out, having no photo of the same name: b/train/sketches/alone.png"
+    assert left_out(tree, unpaired=True) == [formats]  # any sketch is drawn from
+    assert left_out(tree, "test") == []
+    write_manifest(tree, "a,train,000", "a,train,c")
+    assert left_out(tree) == []
+    with pytest.raises(FastsketchError, match=r"photos/c, which is missing; left out, not in a format .*c\.HEIC"):
+        find_pairs(tree)
+    (tree / "manifest.csv").unlink()
+    (photos / "000.png").rename(photos / "000.heic")
+    (sketches / "000.png").rename(sketches / "000.heic")
+    with pytest.raises(FastsketchError, match=r"no sketch of the same name: b/000 .*sketches/000\.heic.*; convert"):
+        find_pairs(tree)
+    for path in (*photos.glob("*.png"), *sketches.glob("*.png")):
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(FastsketchError, match=r"no photos in .*/photos; left out, .* photos/000\.heic, .*convert HEIC"):
+        find_pairs(tree / "a/train")
+    with pytest.raises(FastsketchError, match=r"no sketches in .*/sketches; left out, .* sketches/000\.heic"):
+        find_sketches(tree / "b/train")
 
 
 def test_items_are_padded_not_squeezed(tree):
