@@ -3,3 +3,7 @@
 
 class FastsketchError(Exception):
     """Something outside the code is wrong (a file, a folder, a setting); the message says what and where."""
+
+
+class KeptName(FastsketchError, ValueError):
+    """A name that means something else here: of a folder for those who mend it there, an argument for callers."""

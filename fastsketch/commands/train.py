@@ -23,6 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     from fastsketch.training.config import TrainConfig
     from fastsketch.training.distributed import join_world, leave_world
     from fastsketch.training.lock import hold_folder
+    from fastsketch.training.pairs import left_out
     from fastsketch.training.trainer import Trainer
 
     config = tyro.cli(TrainConfig, args=arguments, prog="fastsketch train", default=_defaults(arguments))
@@ -38,11 +39,13 @@ def main(arguments: Sequence[str]) -> int:
     say = print if world.writes else lambda text: None
     count, processes = len(trainer.dataset), f", {world.size} processes" if world.size > 1 else ""
     say(
-        f"{config.preset} on {count} pictures, {_plural(config.total_epochs, 'epoch')}, {trainer.device}{processes} "
-        f"({trainer.speed}); run in {config.out}"
+        f"{config.preset} on {_plural(count, 'picture')}, {_plural(config.total_epochs, 'epoch')}, "
+        f"{trainer.device}{processes} ({trainer.speed}); run in {config.out}"
     )
     if trainer.device.type == "cpu" and (reason := why_not_used("cpp")):
         say(f"the C++ kernels are not in use, which makes steps slower: {reason.splitlines()[0]}")
+    for line in left_out(data, "train", unpaired=config.unpaired) if world.writes else ():
+        say(line)
     if trainer.begun_with:
         say(f"begun with the networks of {config.init_from}: {', '.join(trainer.begun_with)}")
     if trainer.step and trainer.epoch < config.total_epochs:

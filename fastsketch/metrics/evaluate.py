@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
-from fastsketch.errors import FastsketchError
+from fastsketch.errors import FastsketchError, KeptName
 from fastsketch.metrics.fid import SubsetDistances, find_inception
 from fastsketch.metrics.perceptual import Perceptual
 from fastsketch.metrics.report import METRICS, OVERALL, Evaluation, summarise
@@ -55,7 +55,7 @@ def _check(items: Sequence[Item], metrics: Sequence[str], batch_size: int, image
         if (item.subset, item.name) in seen:
             raise ValueError(f"items has {item.subset}/{item.name} twice")
         if item.subset == OVERALL:
-            raise ValueError(f"the subset name {OVERALL!r} is kept for the mean over all images")
+            raise KeptName(f"the subset name {OVERALL!r} is kept for the mean over all images")
         seen.add((item.subset, item.name))
     for item in items:
         _check_sizes(item, image_size)

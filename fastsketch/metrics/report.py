@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsketch.training.files import written_whole
+from fastsketch.training.pairs import OVERALL
 
 # Name -> heading; the arrow shows the better direction.
 METRICS = {
@@ -22,8 +23,6 @@ METRICS = {
 
 IMAGE_METRICS = tuple(name for name in METRICS if name != "fid")
 """Those of a single image; FID is of a whole set."""
-
-OVERALL = "all"
 
 
 @dataclass

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import functional as TF
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.images import fit_within, pad_to, read_photo, read_sketch
+from fastsketch.training.images import fit_within, header_size, pad_to, picture_size, read_photo, read_sketch
 from fastsketch.training.masks import MaskSource
-from fastsketch.training.pairs import Pair, find_pairs, find_sketches, name_some
+from fastsketch.training.pairs import OVERALL, Pair, find_pairs, find_sketches, name_some
 
 __all__ = ["EpochSampler", "Pair", "SketchDataset", "find_pairs", "find_sketches"]
 
@@ -59,7 +59,8 @@ class SketchDataset(Dataset):
 
     Raises:
         ValueError: an argument out of range.
-        FastsketchError: an image that cannot be read, or whose size differs from its partner's (file named).
+        FastsketchError: an image that cannot be read, or pictures whose size differs from their photo's (named): at
+            once where their headers tell, else with the item.
     """
 
     def __init__(
@@ -110,15 +111,32 @@ class SketchDataset(Dataset):
         self._cache: dict[tuple[str, Path], tuple[Tensor, tuple[int, int]]] | None = {} if cache else None
         # In shared memory, so that persistent workers see the epoch that the main process sets.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._check_sizes()
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     @property
     def fingerprint(self) -> str:
-        """Of the names of the pairs and sketches, wherever they lie: a run goes on with the same ones."""
-        names = [f"{pair.subset}/{pair.name}" for pair in self.pairs] + [path.name for path in self.drawings]
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+        """Of the names of the pairs and sketches, wherever they lie: a run goes on with the same ones.
+
+        What a plain pair of folders lies in may be called something else by then.
+        """
+        return self._fingerprint("")
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """`fingerprint`, and what it may have been in a checkpoint of before.
+
+        Then it held the name of a plain pair's folder, as that was given: also empty for `.`, and `..`, and what
+        no folder may be called any more.
+        """
+        return list(dict.fromkeys(self._fingerprint(plain) for plain in ("", "..", OVERALL, self.pairs[0].subset)))
+
+    def _fingerprint(self, plain: str) -> str:
+        subsets = (plain if pair.plain else pair.subset for pair in self.pairs)
+        names = [f"{subset}/{pair.name}" for subset, pair in zip(subsets, self.pairs, strict=True)]
+        return hashlib.sha256("\n".join(names + [path.name for path in self.drawings]).encode()).hexdigest()
 
     @property
     def epoch(self) -> int:
@@ -161,6 +179,33 @@ class SketchDataset(Dataset):
         photos = torch.stack([self._canvas("photo", pair.photo)[0] for pair in self.pairs])
         masks = torch.stack([self._mask_canvas(pair) for pair in self.pairs])
         return photos, masks, torch.stack([self._sketch_canvas(i) for i in range(len(self.drawings))])
+
+    def _check_sizes(self) -> None:
+        """Refuse all pairs that cannot be aligned, before the first of them stops a run in its middle."""
+        unreadable, odd = [], []
+        for pair in self.pairs:
+            partners = [] if self.unpaired else [pair.sketch]
+            if self.masks.method in ("auto", "folder"):
+                partners.append(pair.mask)
+            for path in filter(None, partners):
+                try:
+                    if header_size(path) == header_size(pair.photo):
+                        continue
+                    size, photo = picture_size(path), picture_size(pair.photo)
+                except FastsketchError as problem:
+                    unreadable.append(str(problem))
+                    continue
+                if size != photo:
+                    odd.append(f"{path} is {size[0]}x{size[1]} but its photo {photo[0]}x{photo[1]}")
+        reasons = list(dict.fromkeys(unreadable))[:3]
+        if odd:
+            these = "1 picture is" if len(odd) == 1 else f"{len(odd)} pictures are"
+            reasons.append(
+                f"{these} not of the photo's size: {name_some(odd)}; photo, sketch and mask of a pair must be aligned "
+                "and of one size"
+            )
+        if reasons:
+            raise FastsketchError("; ".join(reasons))
 
     def _draw_place(self, random: np.random.Generator) -> tuple[int, int, bool]:
         room = self.image_size - self.crop_size

@@ -95,6 +95,23 @@ def picture_size(path: str | Path) -> tuple[int, int]:
     return _decode(path).size
 
 
+def header_size(path: str | Path) -> tuple[int, int]:
+    """`picture_size` as the file's first bytes have it, in a fraction of a millisecond.
+
+    It is another one where a PNG says only after its pixels that it is to be turned.
+
+    Raises:
+        FastsketchError: missing file, or one that does not begin as a picture.
+    """
+    with _opened(path) as image:
+        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # PNG's own would decode the pixels
+        if turned not in (5, 6, 7, 8):
+            return image.size
+        if image.format != "TIFF":
+            return image.size[::-1]
+    return picture_size(path)  # some Pillows turn a TIFF when it is opened, others later
+
+
 def _to_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     """Any 8-bit or 16-bit image as 8-bit RGB; transparent parts show white paper."""
     if image.mode.startswith("I"):

@@ -119,14 +119,16 @@ def save_run(
     save_checkpoint(paths.checkpoint, state)
 
 
-def load_run(path: Path, translator: Translator, update: TrainingStep, pictures: str) -> tuple[int, int, int]:
+def load_run(path: Path, translator: Translator, update: TrainingStep, pictures: list[str]) -> tuple[int, int, int]:
     """Put networks and optimisers back as a checkpoint has them; its place, as `save_run`.
+
+    `pictures` are `SketchDataset.fingerprints`: the checkpoint has one of them, or is of before it had any.
 
     Raises:
         FastsketchError: no checkpoint, one that does not fit, or one of a run on other pictures.
     """
     state = load_checkpoint(path, update.device)
-    if state.get("pictures", pictures) != pictures:
+    if "pictures" in state and state["pictures"] not in pictures:
         raise FastsketchError(f"{path}: the run was trained on other pictures than --data holds now")
     try:
         for name, module in translator.networks().items():

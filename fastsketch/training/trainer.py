@@ -104,7 +104,7 @@ class Trainer:
         self.begun_with: list[str] = []
         if config.resume and self.paths.checkpoint.exists():
             self.step, self.epoch, self.seen = load_run(
-                self.paths.checkpoint, self.translator, self.update, self.dataset.fingerprint
+                self.paths.checkpoint, self.translator, self.update, self.dataset.fingerprints
             )
         elif config.init_from is not None:
             self.begun_with = load_networks(config.init_from, self.translator)

@@ -98,6 +98,32 @@ def test_folders_are_kept_as_absolute_paths(capsys, data, tmp_path, monkeypatch)
     assert (saved.data, saved.out) == (str(data), tmp_path / "here")
 
 
+def test_a_plain_folder_is_trained_on_from_inside_and_renamed(capsys, data, tmp_path, monkeypatch):
+    """And nothing is drawn beside the folder that was asked for."""
+    plain, out = tmp_path / "plain", tmp_path / "trained"
+    (data / "blobs/train").rename(plain)
+    monkeypatch.chdir(plain)
+    (plain / "photos/new.heic").write_bytes(b"x")
+    for number in range(1, 5):
+        for kind in ("photos", "sketches", "masks"):
+            (plain / f"{kind}/{number:03d}.png").unlink()
+    code, text, err = run(capsys, "train", "--data", ".", "--out", "../trained", *TINY)
+    assert code == 0 and "fsscl on 1 picture, 1 epoch" in text, err
+    assert text.splitlines()[1].startswith("left out, not in a format that is read (.jpg, ")
+    assert text.splitlines()[1].endswith(": photos/new.heic; convert HEIC to JPEG or PNG first")
+    code, text, err = run(capsys, "train", "--out", out, "--resume", "--epochs", "2")
+    assert code == 0 and "going on after step 1" in text, err
+    monkeypatch.chdir(plain / "photos")
+    drawn = tmp_path / "deep/drawn"
+    assert run(capsys, "generate", "--data", "..", "-o", drawn, "--weights", out, "--quiet")[0] == 0
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["drawn"]
+    assert [p.name for p in (drawn / "plain").iterdir()] == ["000.png"]
+    monkeypatch.chdir(tmp_path)
+    plain.rename(tmp_path / "renamed")
+    code, text, err = run(capsys, "train", "--data", "renamed", "--out", out, "--resume", "--epochs", "3")
+    assert code == 0 and "going on after step 2" in text, err
+
+
 def test_unpaired_turns_off_what_needs_a_target(capsys, data, tmp_path):
     out = tmp_path / "unpaired"
     tiny = [*TINY[: TINY.index("--lambda-perceptual")], "--pictures", "0", "--device", "cpu"]

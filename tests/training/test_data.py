@@ -1,20 +1,22 @@
 """Finding pairs, the dataset, and the sampler."""
 
 import csv
+import hashlib
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 
 from fastsketch.errors import FastsketchError
 from fastsketch.training.data import EpochSampler, SketchDataset, find_pairs, find_sketches
 from fastsketch.training.images import to_signed_tensor
 from fastsketch.training.masks import MaskSource
-from fastsketch.training.pairs import note_on_split
+from fastsketch.training.pairs import left_out, note_on_split
 
 NONE = MaskSource("none")
 
@@ -63,6 +65,43 @@ def test_plain_layout(tree):
     assert note_on_split(tree / "b" / "train", "train") == note_on_split(tree, "test") == ""
 
 
+def test_a_plain_folder_has_its_name_however_it_is_given(tree, monkeypatch):
+    monkeypatch.chdir(tree / "b" / "train")
+    assert {p.subset for p in find_pairs(".")} == {"train"}
+    monkeypatch.chdir(tree / "b" / "train" / "photos")
+    assert {p.subset for p in find_pairs("..")} == {"train"}
+    write_image(tree / "photos/1.png", 1)
+    write_image(tree / "sketches/1.png", 1)
+    (tree / "link").symlink_to(tree)
+    assert {p.subset for p in find_pairs(tree / "link")} == {"link"}
+
+
+@pytest.mark.parametrize("subset", ["..", "a/../..", "/tmp", "."])
+def test_no_subset_leads_out_of_the_folder(tree, subset):
+    """Drawings go where it leads."""
+    write_manifest(tree, "a,train,001", f"{subset},train,001")
+    with pytest.raises(FastsketchError, match=r"manifest\.csv: line 3: the subset '.*' is no folder inside"):
+        find_pairs(tree)
+
+
+def fingerprint_of_before(data: SketchDataset, subset: str) -> str:
+    names = [f"{subset}/{pair.name}" for pair in data.pairs] + [path.name for path in data.drawings]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+
+
+def test_a_plain_folder_may_be_called_something_else(tree):
+    data = SketchDataset(find_pairs(tree / "b/train"), masks=NONE)
+    for subset in ("", "..", "all", "train"):
+        assert fingerprint_of_before(data, subset) in data.fingerprints
+    (tree / "b/train").rename(tree / "b/other")
+    renamed = SketchDataset(find_pairs(tree / "b/other"), masks=NONE)
+    assert renamed.fingerprint == data.fingerprint == data.fingerprints[0]
+    split = SketchDataset(find_pairs(tree, "test")[:1], masks=NONE)
+    assert split.fingerprints == [fingerprint_of_before(split, "a")]
+    (tree / "a").rename(tree / "c")  # another subset are other pictures
+    assert SketchDataset(find_pairs(tree, "test")[-1:], masks=NONE).fingerprint != split.fingerprint
+
+
 def test_manifest_decides(tree):
     write_manifest(tree, "a,train,001", "b,test,000", "b,train,002")
     assert [(p.subset, p.name) for p in find_pairs(tree)] == [("a", "001"), ("b", "002")]
@@ -80,6 +119,9 @@ def test_manifest_decides(tree):
     write_manifest(tree, "a,train,001", "a,train")
     with pytest.raises(FastsketchError, match="line 3 is incomplete"):
         find_pairs(tree)
+    write_manifest(tree, "a,train,001", "a,test,000", "a,train,001")
+    with pytest.raises(FastsketchError, match="line 4 lists a,train,001 again, after 2"):
+        find_pairs(tree, "test")
     (tree / "manifest.csv").write_text("subset,id\na,1\n")
     with pytest.raises(FastsketchError, match=r"expected columns .*missing split"):
         find_pairs(tree)
@@ -101,7 +143,7 @@ def test_missing_things_are_named(tree, tmp_path):
         find_sketches(tmp_path / "empty")
     for index in range(8):
         write_image(tree / f"a/train/photos/lonely{index}.jpg", index)
-    message = "8 of 13 photos have no sketch of the same name: a/lonely0, .*a/lonely4 and 3 more"
+    message = "8 of 13 photos have no sketch of the same name: a/lonely0, .*a/lonely4 and 3 more .*--unpaired"
     with pytest.raises(FastsketchError, match=message):
         find_pairs(tree)
     unpaired = find_pairs(tree, unpaired=True)
@@ -113,10 +155,84 @@ def test_missing_things_are_named(tree, tmp_path):
         find_pairs(tree)
 
 
+def test_no_subset_is_called_all(tree):
+    (tree / "a").rename(tree / "all")
+    (tree / "b/train").rename(tree / "b/all")
+    for folder in (tree, tree / "b/all"):
+        with pytest.raises(FastsketchError, match=r"/all: the name 'all' is kept .*: rename the folder"):
+            find_pairs(folder, "test")
+
+
+def test_an_accent_may_be_one_character_or_two(tree):
+    one, two = (unicodedata.normalize(form, "Ren\u00e9") for form in ("NFC", "NFD"))
+    for kind, name in (("photos", two), ("sketches", one), ("masks", two)):
+        (tree / f"b/train/{kind}/000.png").rename(tree / f"b/train/{kind}/{name}.png")
+    for rows in ((), (f"b,train,{one}",), (f"b,train,{two}",)):
+        if rows:
+            write_manifest(tree, *rows)
+        (pair,) = [pair for pair in find_pairs(tree) if pair.name == two]
+        assert pair.sketch.name == f"{one}.png" and pair.mask.name == f"{two}.png"
+        assert pair.sketch in find_sketches(tree)
+
+
+def test_names_that_are_not_utf8_are_refused_at_once(tree):
+    """No checkpoint, no table could hold them; the message can be printed."""
+    old, odd = os.fsencode(tree / "a/train"), b"/photos/Ren\xe9.png"
+    try:
+        os.rename(old + b"/photos/000.png", old + odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    for unpaired in (False, True):
+        with pytest.raises(FastsketchError, match=r"rename what is not UTF-8: a/train/photos/Ren\\xe9\.png$"):
+            find_pairs(tree, unpaired=unpaired)
+    write_manifest(tree, "a,train,001")
+    assert len(find_pairs(tree)) == 1  # it is not listed
+    (tree / "manifest.csv").unlink()
+    os.rename(old + odd, old + b"/sketches/Ren\xe9.png")
+    with pytest.raises(FastsketchError, match=r"not UTF-8: a/train/sketches/Ren\\xe9\.png$"):
+        find_sketches(tree)
+    os.rename(os.fsencode(tree / "b/train"), os.fsencode(tree / "b") + b"/\xe9")
+    with pytest.raises(FastsketchError, match=r"rename the folder .*/b/\\xe9: it is not UTF-8"):
+        find_pairs(os.fsdecode(os.fsencode(tree / "b") + b"/\xe9"))
+
+
 def test_other_files_are_passed_over(tree):
     (tree / "a/train/photos/notes.txt").write_text("x")
     (tree / "a/train/photos/._000.png").write_bytes(b"x")
     assert len(find_pairs(tree)) == 5
+    (tree / "a/train/photos/notes.txt").unlink()
+    assert left_out(tree) == left_out(tree, "test") == []
+
+
+def test_what_is_left_out_is_said(tree):
+    photos, sketches = tree / "a/train/photos", tree / "b/train/sketches"
+    for path in (photos / "c.HEIC", sketches / "g.gif", photos / "notes.txt"):
+        path.write_bytes(b"x")
+    (photos / "more").mkdir()
+    write_image(sketches / "alone.png", 0)
+    formats, alone = left_out(tree)
+    assert formats == (
+        "left out, not in a format that is read (.jpg, .jpeg, .png, .bmp, .tif, .tiff, .webp): a/train/photos/c.HEIC, "
+        "a/train/photos/more/, a/train/photos/notes.txt, b/train/sketches/g.gif; convert HEIC to JPEG or PNG first"
+    )
+    assert alone == "left out, having no photo of the same name: b/train/sketches/alone.png"
+    assert left_out(tree, unpaired=True) == [formats]  # any sketch is drawn from
+    assert left_out(tree, "test") == []
+    write_manifest(tree, "a,train,000", "a,train,c")
+    assert left_out(tree) == []
+    with pytest.raises(FastsketchError, match=r"photos/c, which is missing; left out, not in a format .*c\.HEIC"):
+        find_pairs(tree)
+    (tree / "manifest.csv").unlink()
+    (photos / "000.png").rename(photos / "000.heic")
+    (sketches / "000.png").rename(sketches / "000.heic")
+    with pytest.raises(FastsketchError, match=r"no sketch of the same name: b/000 .*sketches/000\.heic.*; convert"):
+        find_pairs(tree)
+    for path in (*photos.glob("*.png"), *sketches.glob("*.png")):
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(FastsketchError, match=r"no photos in .*/photos; left out, .* photos/000\.heic, .*convert HEIC"):
+        find_pairs(tree / "a/train")
+    with pytest.raises(FastsketchError, match=r"no sketches in .*/sketches; left out, .* sketches/000\.heic"):
+        find_sketches(tree / "b/train")
 
 
 def test_items_are_padded_not_squeezed(tree):
@@ -244,13 +360,47 @@ def test_bad_settings(tree):
 
 def test_bad_images_are_named(tree):
     pairs = find_pairs(tree)
-    write_image(pairs[0].sketch, 0, size=(20, 24), mode="L")
-    pairs[1].photo.write_bytes(pairs[1].photo.read_bytes()[:200])
     data = SketchDataset(pairs, image_size=32, masks=NONE)
+    write_image(pairs[0].sketch, 0, size=(20, 24), mode="L")  # in the middle of a run
+    pairs[1].photo.write_bytes(pairs[1].photo.read_bytes()[:200])
     with pytest.raises(FastsketchError, match=r"sketches/000\.png: the sketch is 20x24 but its photo .* is 20x25"):
         data[0]
     with pytest.raises(FastsketchError, match=r"photos/001\.png: unreadable"):
         data[1]
+
+
+def test_sizes_that_differ_are_all_named_at_once(tree):
+    pairs = find_pairs(tree)
+    write_image(pairs[0].sketch, 0, size=(20, 24), mode="L")
+    write_image(pairs[3].mask, 0, size=(25, 20), mode="L")
+    for masks, count in ((NONE, "1 picture is"), (MaskSource("auto"), "2 pictures are")):
+        message = rf"^{count} not of the photo's size: .*a/train/sketches/000\.png is 20x24 but its photo 20x25"
+        with pytest.raises(FastsketchError, match=message) as caught:
+            SketchDataset(pairs, masks=masks)
+        assert ("b/train/masks/001.png is 25x20 but" in str(caught.value)) == (count != "1 picture is")
+    SketchDataset(pairs, masks=NONE, unpaired=True)  # no sketch has a size to keep to
+    with pytest.raises(FastsketchError, match=r"^1 picture is not .*masks/001\.png"):
+        SketchDataset(pairs, masks=MaskSource("folder"), unpaired=True)
+    pairs[1].photo.write_text("no picture")
+    with pytest.raises(FastsketchError, match=r"photos/001\.png: unreadable image .*; 1 picture is not"):
+        SketchDataset(pairs, masks=NONE)
+
+
+def test_a_photo_that_is_to_be_turned_is_of_the_size_it_will_have(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for name, suffix in (("a", "jpg"), ("b", "png"), ("c", "tif"), ("d", "webp")):
+        write_image(tmp_path / f"sketches/{name}.png", 0, size=(20, 25))
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (25, 20)).save(tmp_path / f"photos/{name}.{suffix}", exif=exif)
+    data = SketchDataset(find_pairs(tmp_path), image_size=32, masks=NONE)
+    assert len([data[index] for index in range(4)]) == 4
+    whole = (tmp_path / "photos/b.png").read_bytes()  # as written by others: its orientation comes last
+    start = whole.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(whole[start : start + 4], "big")
+    late = whole[:start] + whole[start + length : -12] + whole[start : start + length] + whole[-12:]
+    (tmp_path / "photos/b.png").write_bytes(late)
+    assert len([SketchDataset(find_pairs(tmp_path), image_size=32, masks=NONE)[index] for index in range(4)]) == 4
 
 
 def test_cache_serves_without_the_files(tree):

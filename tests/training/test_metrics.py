@@ -256,6 +256,8 @@ def test_bad_input(tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(arguments, **QUIET, **options)
+    with pytest.raises(FastsketchError, match="'all' is kept"):  # the command line's one line
+        evaluate([Item("all", "x", items[0].generated, items[0].reference)], **QUIET)
     with pytest.raises(FastsketchError, match=r"g0\.png is 48x40 but its reference .*r2\.png is 40x48"):
         evaluate([Item("a", "x", items[0].generated, items[2].reference)], metrics=["ssim"], **QUIET)
     module = sys.modules[evaluate.__module__]
