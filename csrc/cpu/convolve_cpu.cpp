@@ -22,13 +22,6 @@ ConvShape shape_of(const Tensor& input, int64_t filters, int64_t size, int64_t p
   return checked({input.size(0), input.size(1), input.size(2), input.size(3), filters, size, padding, reflect});
 }
 
-template <typename T>
-void gradient(
-    const ConvShape& s, const Tensor& one, const Tensor& other, const Tensor& grad,
-    void (*run)(const ConvShape&, const T*, const T*, T*)) {
-  run(s, contiguous_data<T>(one, "input"), contiguous_data<T>(other, "grad_output"), grad.mutable_data_ptr<T>());
-}
-
 }  // namespace
 
 Tensor convolve_cpu(Tensor input, Tensor kernel, std::optional<Tensor> bias, int64_t padding, bool reflect) {
@@ -68,7 +61,9 @@ Tensor convolve_input_gradient_cpu(
   if (grad.numel() == 0) return grad;
   in_type(in_double, [&](auto zero) {
     using T = decltype(zero);
-    gradient<T>(s, grad_output, kernel, grad, kernels().of<T>().convolve_input_gradient);
+    kernels().of<T>().convolve_input_gradient(
+        s, contiguous_data<T>(grad_output, "grad_output"), contiguous_data<T>(kernel, "kernel"),
+        grad.mutable_data_ptr<T>());
   });
   return grad;
 }
@@ -83,7 +78,9 @@ Tensor convolve_kernel_gradient_cpu(Tensor input, Tensor grad_output, int64_t si
   if (grad_output.numel() == 0) return torch::stable::zero_(grad);
   in_type(in_double, [&](auto zero) {
     using T = decltype(zero);
-    gradient<T>(s, input, grad_output, grad, kernels().of<T>().convolve_kernel_gradient);
+    kernels().of<T>().convolve_kernel_gradient(
+        s, contiguous_data<T>(input, "input"), contiguous_data<T>(grad_output, "grad_output"),
+        grad.mutable_data_ptr<T>());
   });
   return grad;
 }
