@@ -36,8 +36,6 @@ def winograd_is_available() -> bool:
     return kernel("convolve", torch.device("cpu")) is not None
 
 
-
-
 class _Convolve(torch.autograd.Function):
     """Forward and both gradients by the kernels, which transform anew what each of them needs."""
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
-from fastsketch.nn.convolution import winograd_is_available, use_winograd
+from fastsketch.nn.convolution import use_winograd, winograd_is_available
 from fastsketch.nn.generator import TAP_LAYERS
 from fastsketch.training.files import write_bytes
 
