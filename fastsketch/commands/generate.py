@@ -32,6 +32,8 @@ class Generate:
     """Where masks come from, for a generator that reads them."""
     weights_dir: Path | None = None
     """Folder of pretrained weights, for --masks person."""
+    overwrite: bool = False
+    """Replace any picture of a drawing's name, not only earlier drawings."""
     device: str = "auto"
     """cpu, cuda …; auto: a GPU if there is one."""
     quiet: bool = False
@@ -61,7 +63,15 @@ def main(arguments: Sequence[str]) -> int:
     else:
         photos = find_photos(options.photos)
     masks = MaskSource(options.masks, weights_dir=options.weights_dir)
-    drawn = draw_sketches(generator, photos, options.out, masks, image_size=image_size, quiet=options.quiet)
+    drawn = draw_sketches(
+        generator,
+        photos,
+        options.out,
+        masks,
+        image_size=image_size,
+        overwrite=options.overwrite,
+        quiet=options.quiet,
+    )
     size = "their photos' sizes" if image_size is None else f"{image_size} pixels or less"
     print(f"{len(drawn)} sketches of {size} in {options.out}")
     if ignored := left_out(options.photos):

@@ -12,7 +12,7 @@ from PIL import Image
 from fastsketch import __version__
 from fastsketch.cli import COMMANDS, main
 from fastsketch.training.checkpoint import load_generator, save_generator
-from fastsketch.training.images import size_within
+from fastsketch.training.images import is_drawing, size_within
 from fastsketch.training.run_files import load_settings, trained_size
 from fastsketch.training.trainer import Trainer
 
@@ -220,6 +220,42 @@ def test_generate_refuses(capsys, weights, tmp_path, data):
     assert code == 1 and "overwrite" in err
     code, _, err = run(capsys, "generate", photo, "-o", tmp_path / "o", "--weights", tmp_path / "no.safetensors")
     assert code == 1 and "no such file or run" in err
+
+
+def test_only_drawings_are_replaced(capsys, weights, tmp_path):
+    photos, sketches = tmp_path / "mine" / "photos", tmp_path / "mine" / "sketches"
+    for folder, suffixes in ((photos, ("jpg", "jpg")), (sketches, ("png", "jpg"))):
+        folder.mkdir(parents=True)
+        for name, suffix in zip("ab", suffixes, strict=True):
+            Image.radial_gradient("L").resize((40, 40)).save(folder / f"{name}.{suffix}")
+    by_hand = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*.*")}
+    command = ("generate", photos, "--weights", weights, "--quiet", "-o")
+
+    def refused(out: Path, *words: str) -> None:
+        code, _, err = run(capsys, *command, out)
+        assert code == 1 and all(word in err for word in words) and len(err.strip().splitlines()) == 1, err
+        assert {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*.*")} == by_hand
+
+    refused(sketches, f"{sketches / 'a.png'} is there already", "another output folder", "--overwrite")
+    refused(photos, "would lie among the photos")
+    (tmp_path / "link").symlink_to(photos)
+    refused(tmp_path / "link", "would lie among the photos")
+    (sketches / "a.png").rename(tmp_path / "a.png")
+    del by_hand[sketches / "a.png"]
+    refused(sketches, f"{sketches / 'b.jpg'} is there already")  # b.png beside it: two sketches of one name
+
+    out = tmp_path / "drawn"
+    for _ in range(2):  # its own drawings it replaces, with the same
+        assert run(capsys, *command, out)[0] == 0
+    drawn = {path: path.read_bytes() for path in out.iterdir()}
+    for path in out.iterdir():  # as of before drawings said what they are
+        with Image.open(path) as picture:
+            picture.save(path)
+    assert is_drawing(out / "a.png") is False
+    code, _, err = run(capsys, *command, out)
+    assert code == 1 and f"{out / 'a.png'} is there already" in err
+    assert run(capsys, *command, out, "--overwrite")[0] == 0
+    assert {path: path.read_bytes() for path in out.iterdir()} == drawn
 
 
 @pytest.mark.parametrize(
