@@ -13,7 +13,7 @@ from fastsketch import __version__
 from fastsketch.cli import COMMANDS, main
 from fastsketch.training.checkpoint import load_generator, save_generator
 from fastsketch.training.images import is_drawing, size_within
-from fastsketch.training.run_files import load_settings, trained_size
+from fastsketch.training.run_files import load_settings, trained_masks, trained_size
 from fastsketch.training.trainer import Trainer
 
 
@@ -106,6 +106,7 @@ def test_presets_set_the_defaults(capsys, data, tmp_path):
     out = tmp_path / "cut"
     assert run(capsys, "train", "--data", data, "--out", out, "--preset", "cut", *TINY)[0] == 0
     text = (out / "settings.json").read_text()
+    assert trained_masks(out / "generator.safetensors") == "none"
     assert '"mask": false' in text and '"lambda_pixel": 0.0' in text and '"regions": false' in text
 
 
@@ -185,6 +186,7 @@ def test_the_size_of_training_is_found_or_asked_for(capsys, weights, tmp_path):
     assert run(capsys, *command, alone)[0] == 0
     with Image.open(tmp_path / "o" / "a.png") as drawn:
         assert drawn.size == (40, 30)
+    assert trained_masks(alone) == "auto"
     save_generator(alone, load_generator(alone))  # as of before it was kept
     code, _, err = run(capsys, *command, alone)
     assert code == 1 and "--image-size N, or photo" in err
