@@ -125,7 +125,8 @@ def run_row(config: TrainConfig, data: Path, weights_dir: Path | None) -> dict[s
     pairs = find_pairs(data, "test")
     generator = load_generator(trainer.paths.generator, trainer.device)
     size = config.image_size if config.image_size < 256 else None
-    drawn = draw_sketches(generator, pairs, config.out / "drawn", MaskSource("folder"), image_size=size, quiet=True)
+    folder, masks = config.out / "drawn", MaskSource("folder")
+    drawn = draw_sketches(generator, pairs, folder, masks, image_size=size, overwrite=True, quiet=True)
     items = [Item(p.subset, p.name, path, p.sketch) for p, path in zip(pairs, drawn, strict=True)]
     result = evaluate(
         items,

@@ -9,6 +9,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -18,8 +19,9 @@ from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator, StructureSampler
 from fastsketch.training.checkpoint import load_generator
 from fastsketch.training.generate import read_for_drawing
+from fastsketch.training.mask_methods import MakingMethod
 from fastsketch.training.masks import MaskSource
-from fastsketch.training.run_files import RunPaths, find_generator, load_settings, trained_size
+from fastsketch.training.run_files import RunPaths, find_generator, load_settings, trained_masks, trained_size
 from fastsketch.training.translator import structure_sampler
 
 IMAGE_SIZE = 256
@@ -57,7 +59,7 @@ class Sketcher:
     def load(
         cls,
         weights: Path,
-        masks: str = "auto",
+        masks: MakingMethod | Literal["trained"] = "trained",
         weights_dir: Path | None = None,
         device: torch.device | str = "cpu",
     ) -> "Sketcher":
@@ -69,8 +71,11 @@ class Sketcher:
         path = find_generator(weights)
         settings = RunPaths(path.parent).settings
         sampler = structure_sampler(load_settings(settings)) if settings.is_file() else StructureSampler()
-        generator, source = load_generator(path, device), MaskSource(masks, weights_dir=weights_dir)
-        return cls(generator, sampler, source, trained_size(path) or IMAGE_SIZE)
+        generator = load_generator(path, device)
+        if masks == "trained":  # without a mask channel it is only shown
+            method = trained_masks(path) if generator.mask_channel else "auto"
+            masks = "auto" if method == "folder" else method
+        return cls(generator, sampler, MaskSource(masks, weights_dir=weights_dir), trained_size(path) or IMAGE_SIZE)
 
     def __call__(self, file: str | Path) -> tuple[Image.Image, Image.Image, Image.Image, Image.Image]:
         """Sketch, mask, structure map, and the map with the sampled points, of one picture file.
@@ -175,7 +180,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
-    masks: str = "auto",
+    masks: MakingMethod | Literal["trained"] = "trained",
     weights_dir: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
@@ -185,7 +190,7 @@ def serve(
         weights: a run's folder, or generator.safetensors.
         host: address to listen on.
         port: port to listen on; 0 takes a free one, which is printed.
-        masks: method of `MaskSource`.
+        masks: method of `MaskSource`; trained: that of training, but auto for folder.
         weights_dir: folder of pretrained weights, for the masks.
         device: where to draw.
 

@@ -68,7 +68,7 @@ def run_demo(out: Path, weights_dir: Path | None = None, config: TrainConfig | N
     print("[3/4] drawing the test photos")
     generator = load_generator(trainer.paths.generator)
     pairs = find_pairs(data, "test")
-    drawn = draw_sketches(generator, pairs, out / "sketches", MaskSource("auto"))
+    drawn = draw_sketches(generator, pairs, out / "sketches", MaskSource("auto"), overwrite=True)
 
     print("[4/4] comparing them with the true sketches")
     items = [Item(p.subset, p.name, path, p.sketch) for p, path in zip(pairs, drawn, strict=True)]

@@ -7,6 +7,8 @@ from typing import Literal
 
 import tyro
 
+from fastsketch.training.mask_methods import MakingMethod
+
 
 @dataclass
 class DemoApp:
@@ -18,8 +20,9 @@ class DemoApp:
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: int = 7860
     """Port to listen on; 0: any that is free."""
-    masks: Literal["auto", "white", "grabcut", "person", "none"] = "auto"
-    """Where masks come from, for a generator that reads them."""
+    masks: MakingMethod | Literal["trained"] = "trained"
+    """Where masks come from, for a generator that reads them. trained: from where they came in training, but auto for
+    folder."""
     weights_dir: Path | None = None
     """Folder of pretrained weights, for --masks person."""
     device: str = "auto"

@@ -3,12 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from fastsketch.commands import data_folder
 from fastsketch.errors import FastsketchError
+from fastsketch.training.mask_methods import MaskMethod
+
+if TYPE_CHECKING:
+    from fastsketch.training.pairs import Pair
 
 
 @dataclass
@@ -28,10 +32,13 @@ class Generate:
     image_size: int | Literal["trained", "photo"] = "trained"
     """Larger photos are scaled down to fit this many pixels first. trained: the size the generator was trained at;
     photo: they are not, which takes long for large ones."""
-    masks: Literal["auto", "folder", "white", "grabcut", "person", "none"] = "auto"
-    """Where masks come from, for a generator that reads them."""
+    masks: MaskMethod | Literal["trained"] = "trained"
+    """Where masks come from, for a generator that reads them. trained: from where they came in training, but auto for
+    folder: a mask is made for a photo that has none."""
     weights_dir: Path | None = None
     """Folder of pretrained weights, for --masks person."""
+    overwrite: bool = False
+    """Replace any picture of a drawing's name, not only earlier drawings."""
     device: str = "auto"
     """cpu, cuda …; auto: a GPU if there is one."""
     quiet: bool = False
@@ -60,13 +67,35 @@ def main(arguments: Sequence[str]) -> int:
             print(note)
     else:
         photos = find_photos(options.photos)
-    masks = MaskSource(options.masks, weights_dir=options.weights_dir)
-    drawn = draw_sketches(generator, photos, options.out, masks, image_size=image_size, quiet=options.quiet)
+    masks = MaskSource(_mask_method(options.masks, weights, photos), weights_dir=options.weights_dir)
+    drawn = draw_sketches(
+        generator,
+        photos,
+        options.out,
+        masks,
+        image_size=image_size,
+        overwrite=options.overwrite,
+        quiet=options.quiet,
+    )
     size = "their photos' sizes" if image_size is None else f"{image_size} pixels or less"
     print(f"{len(drawn)} sketches of {size} in {options.out}")
     if ignored := left_out(options.photos):
         print(f"left out, being no pictures: {ignored}")
     return 0
+
+
+def _mask_method(wanted: MaskMethod | Literal["trained"], weights: Path, photos: "list[Pair]") -> MaskMethod:
+    """Where masks come from; it says so where training's masks are not to be had."""
+    from fastsketch.training.run_files import trained_masks
+
+    if wanted != "trained":
+        return wanted
+    method = trained_masks(weights)
+    if method != "folder":
+        return method
+    if lacking := sum(pair.mask is None for pair in photos):
+        print(f"trained with given masks: for {lacking} of {len(photos)} photos, which have none, they are made (auto)")
+    return "auto"
 
 
 def _drawn_size(wanted: int | str, weights: Path) -> int | None:

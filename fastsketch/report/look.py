@@ -131,7 +131,7 @@ def look_at_run(
     pairs = find_pairs(data, "test", unpaired=config.unpaired)
     if config.unpaired:
         pairs = [replace(pair, sketch=_own_sketch(pair)) for pair in pairs]
-    masks = MaskSource(config.masks if config.mask else "none", paths.masks, weights_dir=weights_dir)
+    masks = MaskSource(config.mask_method, paths.masks, weights_dir=weights_dir)
     sampler = structure_sampler(config)
     kept = {i * len(pairs) // min(limit, len(pairs)) for i in range(min(limit, len(pairs)))}
     shown: list[tuple[Pair, Image.Image, Image.Image, Image.Image]] = []

@@ -71,11 +71,13 @@ class Training:
         image_size: side of the canvas, in pixels.
         step: steps taken.
         epoch: whole epochs.
+        masks: `TrainConfig.mask_method`; None in files of before this was kept.
     """
 
     image_size: int
     step: int
     epoch: int
+    masks: str | None = None
 
 
 def save_generator(path: Path, generator: ResnetGenerator, training: Training | None = None) -> None:

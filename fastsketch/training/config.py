@@ -9,6 +9,7 @@ from fastsketch.errors import FastsketchError
 from fastsketch.functional import Negatives
 from fastsketch.nn.losses import PerceptualDistance
 from fastsketch.reference.sampling import MAX_BOOST, MAX_REGIONS
+from fastsketch.training.mask_methods import MaskMethod
 
 Preset = Literal["cut", "fastcut", "fsscl"]
 
@@ -81,7 +82,7 @@ class TrainConfig:
     """Pair each photo with a random sketch; without pixel and perceptual loss, which the command line turns off."""
     flip: bool = True
     """Mirror half of the pictures."""
-    masks: Literal["auto", "folder", "white", "grabcut", "person", "none"] = "auto"
+    masks: MaskMethod = "auto"
     """Where the masks come from."""
 
     width: int = 64
@@ -233,6 +234,11 @@ class TrainConfig:
     def total_epochs(self) -> int:
         """Epochs in all."""
         return self.epochs + self.decay_epochs
+
+    @property
+    def mask_method(self) -> MaskMethod:
+        """Where the masks come from that the networks get; none without `mask`."""
+        return self.masks if self.mask else "none"
 
     def to_json(self) -> str:
         """The settings as JSON, paths as text."""

@@ -1,5 +1,6 @@
 """Sketches of photos with a trained generator: any size, single files, folders, or a data set's split."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from fastsketch.training.images import (
     Padding,
     crop_back,
     fit_within,
+    is_drawing,
     list_folder,
     list_images,
     pad_to_multiple,
     read_photo,
-    save_image,
+    save_drawing,
     to_image,
     to_signed_tensor,
 )
@@ -139,6 +141,28 @@ def scale_down(photo: Image.Image, image_size: int | None, name: str) -> Image.I
     return scaled
 
 
+def _refuse_among_photos(photos: list[Pair], targets: list[Path]) -> None:
+    """Drawings beside their photos would be taken for photos the next time, or replace some."""
+    folders = {folder: folder.resolve() for folder in {path.parent for path in (*targets, *(p.photo for p in photos))}}
+    among = {folders[pair.photo.parent] for pair in photos}
+    for pair, target in zip(photos, targets, strict=True):
+        if folders[target.parent] in among or target.resolve() == pair.photo.resolve():
+            raise FastsketchError(
+                f"{target} would lie among the photos, or overwrite one: choose another output folder"
+            )
+
+
+def _first_not_drawn(targets: list[Path]) -> Path | None:
+    """The first picture in a drawing's place, or beside it with another suffix, that is none of our drawings."""
+    folders = [folder for folder in {target.parent for target in targets} if folder.is_dir()]
+    there = {path.with_suffix(".png"): path for folder in folders for path in list_images(folder)}
+    for target in targets:
+        other = target if os.path.lexists(target) else there.get(target)
+        if other is not None and not is_drawing(other):
+            return other
+    return None
+
+
 def draw_sketches(
     generator: ResnetGenerator,
     photos: list[Pair],
@@ -146,9 +170,10 @@ def draw_sketches(
     masks: MaskSource,
     *,
     image_size: int | None = None,
+    overwrite: bool = False,
     quiet: bool = False,
 ) -> list[Path]:
-    """Draw each photo into out/[SUBSET/]NAME.png.
+    """Draw each photo into out/[SUBSET/]NAME.png; earlier drawings there are replaced, other pictures are not.
 
     Args:
         generator: in eval mode, on the device to use.
@@ -157,20 +182,25 @@ def draw_sketches(
         masks: where masks come from, for a generator that reads them.
         image_size: scale larger photos down to fit in this square first, in pixels: the size the generator was trained
             at. None: as they are.
+        overwrite: replace any picture, for a folder that holds nothing but drawings: those of before `is_drawing` are
+            not known for what they are.
         quiet: no progress bar.
 
     Raises:
-        FastsketchError: two photos of one name, or a drawing in the place of its photo, when nothing is drawn;
-            photos that are unreadable, too small or too narrow, or without the mask they need, when all others are
-            drawn; a drawing that cannot be written.
+        FastsketchError: two photos of one name, a drawing among the photos, or a picture of its name there that
+            fastsketch did not draw, when nothing is drawn; photos that are unreadable, too small or too narrow, or
+            without the mask they need, when all others are drawn; a drawing that cannot be written.
     """
     targets = [out / pair.subset / f"{pair.name}.png" for pair in photos]
     twice = {target for target in targets if targets.count(target) > 1} if len(set(targets)) < len(targets) else ()
     if twice:
         raise FastsketchError(f"several photos would be drawn into {min(twice)}: rename them, or draw them apart")
-    for pair, target in zip(photos, targets, strict=True):
-        if target.resolve() == pair.photo.resolve():
-            raise FastsketchError(f"{target} would overwrite the photo itself: choose another output folder")
+    _refuse_among_photos(photos, targets)
+    if not overwrite and (other := _first_not_drawn(targets)) is not None:
+        raise FastsketchError(
+            f"{other} is there already, and does not say that fastsketch drew it (nor do older drawings): "
+            "choose another output folder, remove it, or add --overwrite"
+        )
     problems: list[FastsketchError] = []
     for pair, target in zip(tqdm(photos, unit="photo", disable=quiet), targets, strict=True):
         try:
@@ -180,7 +210,7 @@ def draw_sketches(
         except FastsketchError as problem:
             problems.append(problem)
             continue
-        save_image(draw_sketch(generator, photo, mask), target)
+        save_drawing(draw_sketch(generator, photo, mask), target)
     if len(photos) == 1 and problems:
         raise problems[0]
     if problems:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
@@ -40,6 +40,8 @@ _DECODE_ERRORS = (
 )
 
 _DECODING = threading.Lock()
+
+_DRAWN_BY = "Software", "fastsketch"  # the text in a drawing's PNG
 
 
 @contextmanager
@@ -269,12 +271,13 @@ def crop_back(tensor: Tensor, padding: Padding) -> Tensor:
     return tensor[..., padding.top : bottom, padding.left : right]
 
 
-def save_image(image: Image.Image | Tensor, path: str | Path) -> None:
+def save_image(image: Image.Image | Tensor, path: str | Path, **options: object) -> None:
     """Writes an image file whole or not at all; the suffix chooses the format.
 
     Args:
         image: a PIL image, or a tensor [C, H, W] in [-1, 1].
         path: where to; its folder is made when missing.
+        options: of the format, for Pillow.
 
     Raises:
         FastsketchError: unknown suffix, or the file could not be written.
@@ -286,4 +289,21 @@ def save_image(image: Image.Image | Tensor, path: str | Path) -> None:
     if isinstance(image, Tensor):
         image = to_image(image)
     with written_whole(path) as temporary:
-        image.save(temporary)
+        image.save(temporary, **options)
+
+
+def save_drawing(image: Image.Image | Tensor, path: str | Path) -> None:
+    """`save_image` of a PNG that says who drew it, for `is_drawing`."""
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(*_DRAWN_BY)
+    save_image(image, path, pnginfo=mark)
+
+
+def is_drawing(path: str | Path) -> bool:
+    """Whether this is a file of `save_drawing`. Drawings of before there was that do not say so, and are none here."""
+    key, value = _DRAWN_BY
+    try:
+        with _opened(path) as image:
+            return image.format == "PNG" and image.info.get(key) == value
+    except FastsketchError:
+        return False

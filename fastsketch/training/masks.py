@@ -18,9 +18,9 @@ from torchvision.transforms import functional as TF
 
 from fastsketch.errors import FastsketchError
 from fastsketch.training.images import SMALLEST, fit_within, read_mask, save_image
+from fastsketch.training.mask_methods import METHODS, MaskMethod
 from fastsketch.weights import load_person_segmenter
 
-METHODS = ("auto", "folder", "white", "grabcut", "person", "none")
 # Part of the cache key: raise it whenever a method's result changes.
 MASK_VERSION = 1
 
@@ -195,7 +195,7 @@ class MaskSource:
 
     def __init__(
         self,
-        method: str = "auto",
+        method: MaskMethod = "auto",
         cache_dir: str | Path | None = None,
         *,
         weights_dir: str | Path | None = None,

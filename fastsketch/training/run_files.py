@@ -14,6 +14,7 @@ from fastsketch.training.checkpoint import (
 )
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.files import write_bytes
+from fastsketch.training.mask_methods import METHODS, MaskMethod
 from fastsketch.training.step import TrainingStep
 from fastsketch.training.translator import Translator
 
@@ -62,6 +63,21 @@ def trained_size(weights: Path) -> int | None:
         return training.image_size
     settings = RunPaths(weights.parent).settings
     return load_settings(settings).image_size if settings.is_file() else None
+
+
+def trained_masks(weights: Path) -> MaskMethod:
+    """Where the masks came from in training, as the weights' file or the settings beside it say; auto: neither does.
+
+    Raises:
+        FastsketchError: no such file, a method that is not known here, or damaged settings.
+    """
+    training = read_training(weights)
+    if training is not None and training.masks is not None:
+        if training.masks not in METHODS:
+            raise FastsketchError(f"{weights}: trained with masks {training.masks!r}, which are not known here")
+        return training.masks
+    settings = RunPaths(weights.parent).settings
+    return load_settings(settings).mask_method if settings.is_file() else "auto"
 
 
 def save_settings(path: Path, config: TrainConfig) -> None:
@@ -114,7 +130,7 @@ def save_run(
         "optimizers": {name: optimizer.state_dict() for name, optimizer in update.optimizers.items()},
         **dict(zip(("step", "epoch", "seen"), place, strict=True)),
     }
-    training = Training(config.image_size, *place[:2])
+    training = Training(config.image_size, *place[:2], masks=config.mask_method)
     save_generator(paths.generator, translator.generator, training)
     save_checkpoint(paths.checkpoint, state)
 

@@ -20,8 +20,8 @@ from fastsketch import __version__, _backend
 from fastsketch.cli import COMMANDS, main
 from fastsketch.metrics import Evaluation
 from fastsketch.training.checkpoint import load_checkpoint, load_generator, save_generator
-from fastsketch.training.images import size_within
-from fastsketch.training.run_files import load_settings, trained_size
+from fastsketch.training.images import is_drawing, size_within
+from fastsketch.training.run_files import load_settings, trained_masks, trained_size
 from fastsketch.training.trainer import Trainer
 
 
@@ -140,6 +140,7 @@ def test_presets_set_the_defaults(capsys, data, tmp_path):
     out = tmp_path / "cut"
     assert run(capsys, "train", "--data", data, "--out", out, "--preset", "cut", *TINY)[0] == 0
     text = (out / "settings.json").read_text()
+    assert trained_masks(out / "generator.safetensors") == "none"
     assert '"mask": false' in text and '"lambda_pixel": 0.0' in text and '"regions": false' in text
 
 
@@ -219,6 +220,7 @@ def test_the_size_of_training_is_found_or_asked_for(capsys, weights, tmp_path):
     assert run(capsys, *command, alone)[0] == 0
     with Image.open(tmp_path / "o" / "a.png") as drawn:
         assert drawn.size == (40, 30)
+    assert trained_masks(alone) == "auto"
     save_generator(alone, load_generator(alone))  # as of before it was kept
     code, _, err = run(capsys, *command, alone)
     assert code == 1 and "--image-size N, or photo" in err
@@ -254,6 +256,42 @@ def test_generate_refuses(capsys, weights, tmp_path, data):
     assert code == 1 and "overwrite" in err
     code, _, err = run(capsys, "generate", photo, "-o", tmp_path / "o", "--weights", tmp_path / "no.safetensors")
     assert code == 1 and "no such file or run" in err
+
+
+def test_only_drawings_are_replaced(capsys, weights, tmp_path):
+    photos, sketches = tmp_path / "mine" / "photos", tmp_path / "mine" / "sketches"
+    for folder, suffixes in ((photos, ("jpg", "jpg")), (sketches, ("png", "jpg"))):
+        folder.mkdir(parents=True)
+        for name, suffix in zip("ab", suffixes, strict=True):
+            Image.radial_gradient("L").resize((40, 40)).save(folder / f"{name}.{suffix}")
+    by_hand = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*.*")}
+    command = ("generate", photos, "--weights", weights, "--quiet", "-o")
+
+    def refused(out: Path, *words: str) -> None:
+        code, _, err = run(capsys, *command, out)
+        assert code == 1 and all(word in err for word in words) and len(err.strip().splitlines()) == 1, err
+        assert {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*.*")} == by_hand
+
+    refused(sketches, f"{sketches / 'a.png'} is there already", "another output folder", "--overwrite")
+    refused(photos, "would lie among the photos")
+    (tmp_path / "link").symlink_to(photos)
+    refused(tmp_path / "link", "would lie among the photos")
+    (sketches / "a.png").rename(tmp_path / "a.png")
+    del by_hand[sketches / "a.png"]
+    refused(sketches, f"{sketches / 'b.jpg'} is there already")  # b.png beside it: two sketches of one name
+
+    out = tmp_path / "drawn"
+    for _ in range(2):  # its own drawings it replaces, with the same
+        assert run(capsys, *command, out)[0] == 0
+    drawn = {path: path.read_bytes() for path in out.iterdir()}
+    for path in out.iterdir():  # as of before drawings said what they are
+        with Image.open(path) as picture:
+            picture.save(path)
+    assert is_drawing(out / "a.png") is False
+    code, _, err = run(capsys, *command, out)
+    assert code == 1 and f"{out / 'a.png'} is there already" in err
+    assert run(capsys, *command, out, "--overwrite")[0] == 0
+    assert {path: path.read_bytes() for path in out.iterdir()} == drawn
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
 """What the report and the app show is what `fastsketch generate` draws."""
 
+import json
+from pathlib import Path
+
 import pytest
 from PIL import Image
+from safetensors.torch import load, save
 
 from fastsketch import app
 from fastsketch.cli import main
 from fastsketch.drawing import draw
+from fastsketch.errors import FastsketchError
 from fastsketch.nn import StructureSampler
-from fastsketch.training.checkpoint import load_generator
+from fastsketch.training.checkpoint import Training, load_generator, read_training, save_generator
 from fastsketch.training.faces import write_faces
 from fastsketch.training.generate import draw_sketch
 
@@ -51,3 +56,51 @@ def test_the_app_draws_what_generate_draws(a_run, tmp_path):
 def test_a_mask_is_asked_for(lively, how):
     with pytest.raises(ValueError, match="mask must be given"):
         how(load_generator(lively()), Image.new("RGB", (32, 32)), None)
+
+
+def drawn(capsys, out: Path, *arguments: object) -> tuple[bytes, str]:
+    """The only drawing of `fastsketch generate`, and what it said."""
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", *map(str, arguments), "-o", str(out), "--device", "cpu", "--quiet"])
+    text, err = capsys.readouterr()
+    assert caught.value.code == 0, err
+    (path,) = out.rglob("[0-9]*.png")
+    return path.read_bytes(), text
+
+
+@pytest.mark.parametrize("said_by", ["weights", "settings", "nobody"])
+def test_masks_are_those_of_training(capsys, a_run, faces, tmp_path, said_by):
+    photo = faces / "builtin" / "test" / "photos" / "001.png"
+    run = a_run("run", kept=False, masks="auto" if said_by == "weights" else "none")
+    weights = run / "generator.safetensors"
+    if said_by == "weights":
+        save_generator(weights, load_generator(weights), Training(80, 1, 1, masks="none"))
+    elif said_by == "settings":  # the file is of before it kept the masks
+        about = {**load_generator(weights).architecture, "training": {"image_size": 80, "step": 1, "epoch": 1}}
+        weights.write_bytes(save(load(weights.read_bytes()), {"fastsketch": json.dumps(about)}))
+        assert read_training(weights) == Training(80, 1, 1, masks=None)
+    else:
+        (run / "settings.json").unlink()
+    size = ("--image-size", 80)
+    results = {
+        masks: drawn(capsys, tmp_path / masks, photo, "--weights", run, *size, "--masks", masks)[0]
+        for masks in ("trained", "none", "auto")
+    }
+    assert results["none"] != results["auto"]
+    expected = "auto" if said_by == "nobody" else "none"
+    assert results["trained"] == results[expected] == drawn(capsys, tmp_path / "o", photo, "--weights", run, *size)[0]
+    sketch = app.Sketcher.load(run)(photo)[0]
+    with Image.open(tmp_path / expected / "001.png") as picture:
+        assert sketch.tobytes() == picture.tobytes()
+
+
+def test_given_masks_are_made_for_photos_without(capsys, a_run, faces, tmp_path):
+    run = a_run(masks="folder")
+    photo = faces / "builtin" / "test" / "photos" / "001.png"
+    made, text = drawn(capsys, tmp_path / "made", photo, "--weights", run)
+    assert text.startswith("trained with given masks: for 1 of 1 photos, which have none, they are made (auto)")
+    assert made == drawn(capsys, tmp_path / "auto", photo, "--weights", run, "--masks", "auto")[0]
+    assert app.Sketcher.load(run).masks.method == "auto"
+    save_generator(run / "generator.safetensors", load_generator(run / "generator.safetensors"), Training(8, 1, 1, "x"))
+    with pytest.raises(FastsketchError, match="trained with masks 'x', which are not known here"):
+        app.Sketcher.load(run)
