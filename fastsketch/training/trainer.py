@@ -117,8 +117,7 @@ class Trainer:
     # --- data -------------------------------------------------------------------------------------------------------
 
     def _mask_source(self) -> MaskSource:
-        method = self.config.masks if self.config.mask else "none"
-        return MaskSource(method, self.paths.masks, weights_dir=self.config.weights_dir)
+        return MaskSource(self.config.mask_method, self.paths.masks, weights_dir=self.config.weights_dir)
 
     def _dataset(self, data: Path) -> SketchDataset:
         config = self.config
