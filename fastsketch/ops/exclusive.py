@@ -57,11 +57,14 @@ class _HookProbe:
 
 
 @cache
-def _unheld(by_hook: bool) -> tuple[tuple[int, ...], ...]:
-    """The holders of a gradient that only the engine holds: of a new tensor, and of a view of all of one."""
+def _unheld(by_hook: bool, device: str) -> tuple[tuple[int, ...], ...]:
+    """The holders of a gradient that only the engine holds: of a new tensor, and of a view of all of one.
+
+    By the device's type: on a GPU another thread runs the backward.
+    """
     found: list[tuple[int, ...]] = []
     with torch.enable_grad():
-        x = torch.zeros(2, 3, requires_grad=True)
+        x = torch.zeros(2, 3, device=device, requires_grad=True)
         for above in (lambda y: y, lambda y: y.view(3, 2)):
             y = x * 1 if by_hook else _Probe.apply(x, found)
             if by_hook:
@@ -107,4 +110,4 @@ def is_exclusive(grad: Tensor, found: list[tuple[int, ...]] | None = None, *, by
     if found is not None:
         found.append(_holders(grad))
         return False
-    return _is_private(grad) and _holders(grad) in _unheld(by_hook)
+    return _is_private(grad) and _holders(grad) in _unheld(by_hook, grad.device.type)

@@ -163,6 +163,31 @@ def test_layers_gathered_in_one_launch(count, dtype):
         assert torch.equal(got, gathered(x, i))
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_tap_writes_into_the_arriving_gradient_where_nothing_else_holds_it(monkeypatch, held):
+    from fastsketch.ops import gather
+
+    written, kept = [], []
+
+    def find(name: str, device: torch.device):
+        return lambda *args: written.append(args[0].data_ptr()) or kernels().tap_patches_add_(*args)
+
+    monkeypatch.setattr(gather._backend, "optional_kernel", find)
+    x, weight = randn(2, 3, 4, 4).requires_grad_(), randn(2, 4, 3, seed=1)
+    index = torch.tensor([[0, 3, 3, 7], [1, 2, 5, 15]], device=DEVICE)
+    features, patches = fastsketch.tap_patches(x, index)
+    loss = features.relu().square().sum() + (patches * weight).sum()
+    if held:
+        features.register_hook(lambda grad: kept.append(grad))
+    loss.backward()
+    assert len(written) == (not held)
+    plain = x.detach().requires_grad_()
+    rows = plain.flatten(2).gather(2, index[:, None].expand(-1, 3, -1)).mT
+    (plain.relu().square().sum() + (rows * weight).sum()).backward()
+    torch.testing.assert_close(x.grad, plain.grad)
+    assert all(torch.equal(grad, 2 * x.detach().relu()) for grad in kept)
+
+
 def test_layers_are_placed_and_gathered_in_a_graph_without_waiting():
     """Two launches for all layers, replayed on other data; every place lies in the block that its cell covers."""
     sizes, borders = [(70, 70), (64, 64), (32, 32), (8, 8)], [3, 0, 0, 0]
