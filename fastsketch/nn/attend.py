@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
+from fastsketch.ops.eager import wants_formula
 from fastsketch.reference.precision import widened
 
 QUERY_CHUNK = 1024
@@ -27,7 +28,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        if torch.is_grad_enabled():
+        if wants_formula(grad):
             return tuple(formula.gradients(_plain, ctx.saved_tensors[2:], ctx.needs_input_grad, grad))
         return kernel("attend_backward", grad.device)(grad, *ctx.saved_tensors, ctx.scale)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
-from fastsketch.ops.eager import nothing_looks_on
+from fastsketch.ops.eager import nothing_looks_on, wants_formula
 
 
 class _Downsample(torch.autograd.Function):
@@ -24,7 +24,7 @@ class _Downsample(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        if torch.is_grad_enabled():
+        if wants_formula(grad):
             return formula.transposed(lambda x: _downsample(x, ctx.filt.to(x.dtype)), ctx.shape, grad), None
         return kernel("blur_downsample_gradient", grad.device)(grad, *ctx.shape[2:]), None
 
@@ -37,7 +37,7 @@ class _Upsample(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        if torch.is_grad_enabled():
+        if wants_formula(grad):
             return formula.transposed(lambda x: _upsample(x, ctx.filt.to(x.dtype)), ctx.shape, grad), None
         return kernel("blur_upsample_gradient", grad.device)(grad), None
 

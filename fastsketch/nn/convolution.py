@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.nn.padding import reflection_pad
 from fastsketch.ops import formula
-from fastsketch.ops.eager import nothing_looks_on
+from fastsketch.ops.eager import nothing_looks_on, wants_formula
 
 MIN_CHANNELS = 32
 """Channels, in and out, below which the transforms cost more than the products save."""
@@ -49,7 +49,7 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         x, weight = ctx.saved_tensors
         grad_bias = grad.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
-        if torch.is_grad_enabled():  # a graph of it is wanted
+        if wants_formula(grad):
 
             def plain(x: Tensor, weight: Tensor) -> Tensor:
                 return _plain(x, weight, None, *ctx.padding)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastsketch.nn.own_kernels import kernel, usable
+from fastsketch.ops.eager import wants_formula
 from fastsketch.reference import features as plain
 
 EPSILON = 1e-3
@@ -22,7 +23,7 @@ class _Distance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        if torch.is_grad_enabled():  # a graph of it is wanted
+        if wants_formula(grad):
             return plain.feature_distance_gradient(grad, *ctx.saved_tensors, EPSILON), None
         return kernel("feature_distance_gradient", grad.device)(grad, *ctx.saved_tensors, EPSILON), None
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
+from fastsketch.ops.eager import wants_formula
 
 
 class _InstanceNorm(torch.autograd.Function):
@@ -18,7 +19,7 @@ class _InstanceNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        if torch.is_grad_enabled():
+        if wants_formula(grad):
             (made,) = formula.gradients(lambda x: _plain(x, ctx.slope, ctx.eps), ctx.saved_tensors[:1], (True,), grad)
             return made, None, None
         return kernel("instance_norm_gradient", grad.device)(grad, *ctx.saved_tensors, ctx.slope), None, None

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
+from fastsketch.ops.eager import wants_formula
 
 
 class _MaxPool(torch.autograd.Function):
@@ -20,7 +21,7 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
+        if wants_formula(grad):
             return formula.gradients(lambda x: F.max_pool2d(x, 2), ctx.saved_tensors, (True,), grad)[0]
         return kernel("max_pool_gradient", grad.device)(grad, *ctx.saved_tensors)
 

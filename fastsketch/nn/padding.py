@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
+from fastsketch.ops.eager import wants_formula
 
 
 class _Pad(torch.autograd.Function):
@@ -20,7 +21,7 @@ class _Pad(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        if torch.is_grad_enabled():
+        if wants_formula(grad):
             return formula.transposed(lambda x: _plain(x, ctx.border), ctx.shape, grad), None
         return kernel("reflection_pad_gradient", grad.device)(grad, ctx.border), None
 

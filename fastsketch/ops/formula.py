@@ -8,7 +8,7 @@ from torch import Tensor
 
 def transposed(formula: Callable[[Tensor], Tensor], shape: Sequence[int], grad_output: Tensor) -> Tensor:
     """The gradient of a linear formula to its input, of this shape, whose values do not matter."""
-    anywhere = grad_output.new_zeros(shape).requires_grad_()
+    anywhere = torch.zeros(shape, dtype=grad_output.dtype, device=grad_output.device, requires_grad=True)
     (gradient,) = gradients(formula, (anywhere,), (True,), grad_output)
     return gradient
 

@@ -83,6 +83,18 @@ def test_second_derivatives(name, channels_last, needed):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_jacobian_in_one_go_is_that_row_by_row(name):
+    own, _, shapes = CASES[name]
+    torch.manual_seed(0)
+    first, *others = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
+    at_once, by_row = (
+        torch.autograd.functional.jacobian(lambda x: own(x, *others), first, vectorize=vectorize)
+        for vectorize in (True, False)
+    )
+    torch.testing.assert_close(at_once, by_row, rtol=1e-9, atol=1e-12)
+
+
 def test_distance_of_features_that_are_zero():
     """Where every channel is off a length's own second derivative would be 0 · ∞."""
     features = torch.zeros(1, 3, 2, 2, dtype=torch.float64, requires_grad=True)

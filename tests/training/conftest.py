@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fastsketch.training.config import PRESETS, TrainConfig
+from fastsketch.training.trainer import Trainer
 
 
 def draw_pair(seed: int, height: int = 40, width: int = 32) -> tuple[Image.Image, Image.Image, Image.Image]:
@@ -65,3 +66,11 @@ def tiny(tmp_path: Path, data: Path):
         return replace(config, **{"epochs": 1, "decay_epochs": 1, "lambda_perceptual": 0.0, **changes})
 
     return make
+
+
+@pytest.fixture
+def weights(tiny) -> Path:
+    """The generator's file of a run."""
+    trained = Trainer(tiny(decay_epochs=0), Path(tiny().data), quiet=True)
+    trained.run()
+    return trained.paths.generator

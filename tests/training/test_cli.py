@@ -14,24 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from command import run
 
 from fastsketch import __version__, _backend
 from fastsketch.cli import COMMANDS, main
 from fastsketch.metrics import Evaluation
-from fastsketch.training.checkpoint import load_checkpoint, load_generator, save_generator
-from fastsketch.training.images import is_drawing, size_within
-from fastsketch.training.run_files import load_settings, trained_masks, trained_size
-from fastsketch.training.trainer import Trainer
-
-
-def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    """Exit code, stdout, stderr."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return caught.value.code, out, err
-
+from fastsketch.training.checkpoint import load_checkpoint
+from fastsketch.training.run_files import load_settings, trained_masks
 
 TINY = shlex.split(
     "--image-size 40 --crop-size 32 --width 4 --blocks 5 --discriminator-width 4 --projection-dim 8 --num-patches 16 "
@@ -39,13 +28,6 @@ TINY = shlex.split(
 )
 
 NO_LOSS = shlex.split("--lambda-gan 0 --lambda-nce 0 --lambda-pixel 0 --lambda-perceptual 0")
-
-
-@pytest.fixture
-def weights(tiny) -> Path:
-    trained = Trainer(tiny(decay_epochs=0), Path(tiny().data), quiet=True)
-    trained.run()
-    return trained.paths.generator
 
 
 def test_train_generate_evaluate(capsys, data, tmp_path):
@@ -59,26 +41,6 @@ def test_train_generate_evaluate(capsys, data, tmp_path):
     code, text, _ = run(capsys, "evaluate", drawn, "--data", data, "--metrics", "fsim", "ssim", "--quiet")
     assert code == 0 and "FSIM" in text and "blobs" in text
     assert all((drawn / name).is_file() for name in ("metrics.csv", "summary.csv", "metrics.json"))
-
-
-def test_reduced_size_and_grey_photos(capsys, data, weights, tmp_path):
-    drawn = tmp_path / "drawn"
-    small = ("--image-size", 32, "--quiet")
-    assert run(capsys, "generate", "--data", data, "-o", drawn, "--weights", weights, *small)[0] == 0
-    with Image.open(drawn / "blobs" / "100.png") as picture:
-        assert picture.size == (26, 32)  # 32×40 to fit
-    code, _, err = run(capsys, "evaluate", drawn, "--data", data, "--metrics", "ssim", "--quiet")
-    assert code == 1 and "26x32" in err and "32x40" in err
-    code, _, err = run(
-        capsys, "evaluate", "--grey-photos", "--out", tmp_path / "grey", "--data", data, "--metrics", "ssim", *small
-    )
-    assert code == 1 and "need 32 pixels" in err
-    code, text, _ = run(
-        capsys, "evaluate", "--grey-photos", "--out", tmp_path / "grey", "--data", data, "--metrics", "ssim", "--quiet"
-    )
-    assert code == 0 and "SSIM" in text and (tmp_path / "grey" / "summary.csv").is_file()
-    code, _, err = run(capsys, "evaluate", drawn, "--grey-photos", "--data", data)
-    assert code == 1 and "either" in err
 
 
 def test_resume_needs_no_settings_again(capsys, data, tmp_path):
@@ -152,146 +114,6 @@ def test_of_repeated_options_the_last_counts(capsys, data, tmp_path):
     assert saved.preset == "fsscl" and saved.attention and saved.regions and saved.lambda_pixel == 1
     code, text, err = run(capsys, "train", "--out", tmp_path / "no", "--out", out, "--resume", "--epochs", "2")
     assert code == 0 and "going on after step 5" in text, err
-
-
-def test_a_folder_without_a_test_split_is_told(capsys, data, weights, tmp_path):
-    drawn, plain = tmp_path / "drawn", data / "blobs" / "train"
-    code, text, _ = run(capsys, "generate", "--data", plain, "-o", drawn, "--weights", weights, "--quiet")
-    assert code == 0 and text.startswith(f"{plain} has no test split")
-    code, text, _ = run(capsys, "evaluate", drawn, "--data", plain, "--metrics", "ssim", "--quiet")
-    assert code == 0 and text.startswith(f"{plain} has no test split")
-    code, text, _ = run(capsys, "evaluate", drawn, "--data", plain, "--metrics", "ssim", "--quiet", "--split", "train")
-    assert code == 0 and "no test split" not in text
-
-
-@pytest.mark.parametrize(
-    ("mode", "size"), [("L", (33, 47)), ("RGB", (64, 41)), ("RGBA", (50, 50)), ("P", (21, 37)), ("RGB", (9, 11))]
-)
-def test_any_photo(capsys, weights, tmp_path, mode, size):
-    photo = tmp_path / "in" / "photo.png"
-    photo.parent.mkdir()
-    Image.radial_gradient("L").resize(size).convert(mode).save(photo)
-    drawing = ("generate", photo, "-o", tmp_path / "o", "--weights", weights, "--masks", "none", "--quiet")
-    for option, expected in (((), size_within(size, 40)), (("--image-size", "photo"), size)):
-        code, _, err = run(capsys, *drawing, *option)
-        assert code == 0, err
-        with Image.open(tmp_path / "o" / "photo.png") as drawn:
-            assert drawn.size == expected and drawn.mode == "L"
-
-
-def test_exif_orientation_and_folders(capsys, weights, tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in ("a.jpg", "b.jpg"):
-        exif = Image.Exif()
-        exif[0x0112] = 6  # to be turned by a quarter
-        Image.radial_gradient("L").resize((60, 40)).save(folder / name, exif=exif)
-    (folder / "notes.txt").touch()
-    (folder / "more").mkdir()
-    (folder / ".hidden").touch()
-    command = ("generate", folder, "-o", tmp_path / "o", "--weights", weights.parent, "--image-size", "photo")
-    code, text, _ = run(capsys, *command)
-    assert code == 0 and "2 sketches of their photos' sizes" in text
-    assert text.splitlines()[-1] == "left out, being no pictures: more/, notes.txt"
-    with Image.open(tmp_path / "o" / "b.png") as drawn:
-        assert drawn.size == (40, 60)
-
-
-def test_one_bad_photo_does_not_stop_the_others(capsys, weights, tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in "acd":
-        Image.radial_gradient("L").resize((40, 40)).save(folder / f"{name}.png")
-    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:200])
-    Image.new("L", (2, 2)).save(folder / "e.png")
-    code, _, err = run(capsys, "generate", folder, "-o", tmp_path / "o", "--weights", weights, "--quiet")
-    assert code == 1 and "2 of 5 photos could not be drawn, the rest are: " in err
-    assert "b.png: unreadable" in err and "e.png: 2×2 pixels" in err and len(err.strip().splitlines()) == 1
-    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["a.png", "c.png", "d.png"]
-
-
-def test_the_size_of_training_is_found_or_asked_for(capsys, weights, tmp_path):
-    photo = tmp_path / "a.png"
-    Image.radial_gradient("L").resize((80, 60)).save(photo)
-    alone = tmp_path / "alone" / "generator.safetensors"
-    alone.parent.mkdir()
-    alone.write_bytes(weights.read_bytes())
-    command = ("generate", photo, "-o", tmp_path / "o", "--quiet", "--weights")
-    assert run(capsys, *command, alone)[0] == 0
-    with Image.open(tmp_path / "o" / "a.png") as drawn:
-        assert drawn.size == (40, 30)
-    assert trained_masks(alone) == "auto"
-    save_generator(alone, load_generator(alone))  # as of before it was kept
-    code, _, err = run(capsys, *command, alone)
-    assert code == 1 and "--image-size N, or photo" in err
-    assert run(capsys, *command, alone, "--image-size", 32)[0] == 0
-    code, _, err = run(capsys, *command, alone, "--image-size", 0)
-    assert code == 1 and "--image-size must be at least 1" in err
-    (tmp_path / "notes.txt").write_text("no weights")
-    code, _, err = run(capsys, *command, tmp_path / "notes.txt")
-    assert code == 1 and "not a generator saved by fastsketch" in err
-    save_generator(weights, load_generator(weights))
-    assert trained_size(weights) == 40  # of the settings beside it
-
-
-def test_generate_refuses(capsys, weights, tmp_path, data):
-    photo = tmp_path / "a.png"
-    Image.radial_gradient("L").save(photo)
-    other = tmp_path / "other" / "a.jpg"
-    other.parent.mkdir()
-    Image.radial_gradient("L").save(other)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "torn.png").write_bytes(photo.read_bytes()[:200])
-    cases = {
-        "several photos": [photo, other],
-        "no such file or folder": [tmp_path / "nothing.png"],
-        "no pictures in this folder": [tmp_path / "empty"],
-        "torn.png": [tmp_path / "torn.png"],
-        "give either PHOTOs": [],
-    }
-    for message, photos in cases.items():
-        code, _, err = run(capsys, "generate", *photos, "-o", tmp_path / "o", "--weights", weights, "--quiet")
-        assert code == 1 and message in err and len(err.strip().splitlines()) == 1, err
-    code, _, err = run(capsys, "generate", photo, "-o", tmp_path, "--weights", weights, "--quiet")
-    assert code == 1 and "overwrite" in err
-    code, _, err = run(capsys, "generate", photo, "-o", tmp_path / "o", "--weights", tmp_path / "no.safetensors")
-    assert code == 1 and "no such file or run" in err
-
-
-def test_only_drawings_are_replaced(capsys, weights, tmp_path):
-    photos, sketches = tmp_path / "mine" / "photos", tmp_path / "mine" / "sketches"
-    for folder, suffixes in ((photos, ("jpg", "jpg")), (sketches, ("png", "jpg"))):
-        folder.mkdir(parents=True)
-        for name, suffix in zip("ab", suffixes, strict=True):
-            Image.radial_gradient("L").resize((40, 40)).save(folder / f"{name}.{suffix}")
-    by_hand = {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*.*")}
-    command = ("generate", photos, "--weights", weights, "--quiet", "-o")
-
-    def refused(out: Path, *words: str) -> None:
-        code, _, err = run(capsys, *command, out)
-        assert code == 1 and all(word in err for word in words) and len(err.strip().splitlines()) == 1, err
-        assert {path: path.read_bytes() for path in (tmp_path / "mine").rglob("*.*")} == by_hand
-
-    refused(sketches, f"{sketches / 'a.png'} is there already", "another output folder", "--overwrite")
-    refused(photos, "would lie among the photos")
-    (tmp_path / "link").symlink_to(photos)
-    refused(tmp_path / "link", "would lie among the photos")
-    (sketches / "a.png").rename(tmp_path / "a.png")
-    del by_hand[sketches / "a.png"]
-    refused(sketches, f"{sketches / 'b.jpg'} is there already")  # b.png beside it: two sketches of one name
-
-    out = tmp_path / "drawn"
-    for _ in range(2):  # its own drawings it replaces, with the same
-        assert run(capsys, *command, out)[0] == 0
-    drawn = {path: path.read_bytes() for path in out.iterdir()}
-    for path in out.iterdir():  # as of before drawings said what they are
-        with Image.open(path) as picture:
-            picture.save(path)
-    assert is_drawing(out / "a.png") is False
-    code, _, err = run(capsys, *command, out)
-    assert code == 1 and f"{out / 'a.png'} is there already" in err
-    assert run(capsys, *command, out, "--overwrite")[0] == 0
-    assert {path: path.read_bytes() for path in out.iterdir()} == drawn
 
 
 @pytest.mark.parametrize(
@@ -426,38 +248,6 @@ def test_a_terminal(data, tmp_path, how):
         assert f"saved at step {step}; go on with: fastsketch train --out '{out}' --resume" in said.decode()
     else:
         assert (out / "losses.png").exists()  # which a run draws after it was stopped, and saved
-
-
-def test_a_drawing_is_of_one_photo(capsys, data, weights, tmp_path):
-    """NAME.png counts where one subset alone has that name."""
-    drawn = tmp_path / "drawn"
-    assert run(capsys, "generate", "--data", data, "-o", drawn, "--weights", weights, "--quiet")[0] == 0
-    (drawn / "blobs" / "100.png").rename(drawn / "100.png")
-    command = ("evaluate", drawn, "--data", data, "--metrics", "ssim", "--quiet")
-    assert run(capsys, *command)[0] == 0
-    others = data / "others" / "test"
-    for kind in ("photos", "sketches"):
-        (others / kind).mkdir(parents=True)
-        (others / kind / "100.png").write_bytes((data / "blobs" / "test" / kind / "100.png").read_bytes())
-    code, out, err = run(capsys, *command)
-    assert code == 1 and f"{drawn / 'blobs' / '100.png'}: no drawing of" in err and not out
-    assert f"({drawn / '100.png'} may be of blobs or others)" in err
-    for subset in ("blobs", "others"):
-        (drawn / subset).mkdir(exist_ok=True)
-        (drawn / subset / "100.png").write_bytes((drawn / "100.png").read_bytes())
-    assert run(capsys, *command)[0] == 0
-
-
-def test_a_table_is_shown_even_where_it_cannot_be_saved(capsys, data, weights, tmp_path, monkeypatch):
-    drawn = tmp_path / "drawn"
-    assert run(capsys, "generate", "--data", data, "-o", drawn, "--weights", weights, "--quiet")[0] == 0
-    blocked = tmp_path / "file"
-    blocked.write_text("no folder")
-    code, out, err = run(
-        capsys, "evaluate", drawn, "--data", data, "--metrics", "ssim", "--quiet", "--out", blocked / "x"
-    )
-    assert code == 1 and "SSIM ↑" in out and "blobs" in out
-    assert "metrics.csv: cannot write" in err and len(err.strip().splitlines()) == 1
 
 
 def test_a_terminal_that_lacks_a_letter_gets_a_question_mark(monkeypatch):
