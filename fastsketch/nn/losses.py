@@ -119,11 +119,7 @@ class PerceptualLoss(nn.Module):
             x = layer(x)
             if number in self.LAYERS.values():
                 taps.append(x)
-                x = x.clone() if self._next_is_in_place(number) else x
         return taps
-
-    def _next_is_in_place(self, number: int) -> bool:
-        return number + 1 < len(self.features) and getattr(self.features[number + 1], "inplace", False)
 
     def forward(self, generated: Tensor, target: Tensor) -> Tensor:
         """Compare.

@@ -74,8 +74,20 @@ def test_starts_as_identity():
 
 def test_constant_features_give_a_map_of_zeros():
     _, structure = DualAttention(8)(torch.ones(1, 8, 4, 4), return_map=True)
-    assert torch.isfinite(structure).all()
-    assert (structure.amax() - structure.amin()) <= 1
+    assert not structure.any()
+
+
+def test_the_channels_are_weighed_in_float32_under_autocast():
+    """Their products are sums over all positions: rounded to half precision they would decide otherwise."""
+    x = torch.randn(1, 16, 24, 24).bfloat16()
+    want = DualAttention._channel_branch(x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        got = DualAttention._channel_branch(x)
+    assert got.dtype == torch.bfloat16
+    assert (got.double() - want).norm() < 0.01 * want.norm()
+    query = torch.randn(1, 2, 24 * 24).bfloat16()
+    of_half = DualAttention._map(query, query, x)
+    assert torch.equal(of_half, DualAttention._map(query.float(), query.float(), x.float()))
 
 
 def test_chunks_without_gradients_change_nothing(attention, monkeypatch):

@@ -146,6 +146,11 @@ def test_layers_in_one_call_equal_layers_apart(negatives):
     weight = torch.rand(2, 9, dtype=torch.float64)
     weighed = MultiLayerPatchNCE(0.1, negatives)(q, k, region=region, weight=weight)
     torch.testing.assert_close(weighed, ((apart * weight).sum(2) / weight.sum(1)).mean(0))
+    q, k = q.requires_grad_(), k.requires_grad_()
+    to_query, to_key = torch.autograd.grad(
+        MultiLayerPatchNCE(0.1, negatives)(q, k, region=region).sum(), (q, k), allow_unused=True
+    )
+    assert to_query.any() and to_key is None
 
 
 @pytest.mark.parametrize("negatives", ["image", "batch"])
@@ -175,8 +180,14 @@ def test_discriminator_sees_70_pixels():
     # Antialiased as CUT's: the blur widens pix2pix's 70 pixels.
     scores[0, 0, scores.shape[2] // 2, scores.shape[3] // 2].backward()
     rows = image.grad[0, 0].abs().sum(1).nonzero().flatten()
-    assert rows.max() - rows.min() + 1 >= 70
+    assert rows.max() - rows.min() + 1 == 84
     assert scores.shape[-1] == 14
+
+
+def test_discriminator_widens_eightfold_at_most():
+    convolutions = [m for m in PatchDiscriminator(1, 2, layers=5).model if isinstance(m, torch.nn.Conv2d)]
+    assert [m.out_channels for m in convolutions] == [2, 4, 8, 16, 16, 16, 1]
+    assert all(not m.bias.any() and 0 < m.weight.std() < 0.02 for m in convolutions)
 
 
 def test_gan_loss():
@@ -215,6 +226,7 @@ def test_perceptual_loss_against_its_formula(distance):
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(*(torch.autograd.grad(value, a)[0] for value in (got, want)), rtol=1e-4, atol=1e-9)
     assert not any(p.requires_grad for p in loss.parameters())
+    assert torch.autograd.grad(loss(a, b.requires_grad_()), b, allow_unused=True) == (None,)
 
 
 def test_perceptual_loss_of_features_that_are_nothing():

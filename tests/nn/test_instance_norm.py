@@ -77,6 +77,20 @@ def test_broken_values_stay_visible_in_their_own_map():
         assert bad.tolist() == [[False, True, False], [False, False, True]]
 
 
+def test_a_variance_out_of_range_is_broken_and_no_map_of_zeros():
+    x = torch.randn(1, 2, 6, 6)
+    x[0, 1] *= 1e25
+    assert InstanceNorm(2)(x).isnan().flatten(2).all(2).tolist() == [[False, True]]
+
+
+def test_behind_a_relu_a_broken_gradient_stops():
+    """Where the output is 0: in a vector, and behind the last whole one."""
+    x, arriving = torch.rand(1, 1, 5, 7) + 1, torch.randn(1, 1, 5, 7)
+    for place in (3, 34):
+        x.view(-1)[place], arriving.view(-1)[place] = -1, float("inf")
+    assert all(values.isfinite().all() for values in _run(InstanceNorm(1, 0.0), x, arriving))
+
+
 def test_any_strides_and_constant_maps():
     layer, x = InstanceNorm(4, 0.0), torch.randn(2, 8, 12, 10).to(memory_format=torch.channels_last)[:, ::2, 1:]
     arriving = torch.randn(1, 1, 1, 1).expand(x.shape)

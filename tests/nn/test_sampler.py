@@ -131,6 +131,13 @@ def test_multiplicity_weighs_instead_of_drawing():
     assert torch.equal(sample.weight, torch.where(dense, 3.0, 1.0))
     assert StructureSampler(64)(structure).weight is None
 
+    def drawn(**options):
+        sampler = StructureSampler(64, window=1, **options)
+        return sampler(structure, generator=torch.Generator().manual_seed(0)).index
+
+    once = drawn(boost=1.0)
+    assert torch.equal(drawn(boost=3.0, multiplicity=True), once) and not torch.equal(drawn(boost=3.0), once)
+
 
 def test_small_maps_give_fewer_patches():
     assert StructureSampler(256)(torch.rand(1, 4, 4)).index.shape == (1, 16)
