@@ -68,7 +68,15 @@ def test_turns_and_rotation():
     assert len(made) == 5 and {place for name, place in seen if name == "b"} == set(range(5))
     assert copies_needed(made[0], 2, "cpu") == 5 and copies_needed(torch.zeros(2**26), 2, "cpu") == 1
     assert size_of({"x": [made[0], made[1]]}) == 2 * 2**25
-    assert random(3, 2**20, device=torch.device("cpu")).std().sub(1).abs() < 0.01
+    large = random(3, 2**20, device=torch.device("cpu"))
+    assert large.std().sub(1).abs() < 0.01 and not torch.equal(large[0], large[1])
+
+
+def test_rounds_that_warm_up_are_not_counted():
+    calls = []
+    case = Case(lambda: torch.zeros(2**26), {OURS: Contender(lambda x, _: calls.append(x))}, lambda inputs: None, OURS)
+    assert [len(values) for values in measure(case, rounds=4, least=0, warm_up=3).values()] == [4]
+    assert len(calls) == 7
 
 
 def test_peak_memory_is_what_a_call_takes():

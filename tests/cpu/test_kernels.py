@@ -228,44 +228,59 @@ def test_project_patches(cpp, dtype):
     assert_no_worse(*results, slack_of(dtype))
 
 
+def refused(says: str):
+    return pytest.raises(RuntimeError, match=says)
+
+
 def test_wrong_calls_are_refused(cpp):
     """The C++ side checks on its own: a wrong shape must not become a wrong address."""
     ops = torch.ops.fastsketch_C
     query = torch.randn(2, 4, 3)
-    with pytest.raises(RuntimeError):
+    with refused(r"key must have shape \[2, 4, 3\], got \[2, 3, 3\]"):
         ops.patch_nce_forward(query, query[:, :3], None, TAU, 0, False, False)
-    with pytest.raises(RuntimeError):
+    with refused("region must be given with regional negatives only"):
         ops.patch_nce_forward(query, query, None, TAU, 1, False, False)
-    with pytest.raises(RuntimeError):
+    with refused(r"index must lie in \[0, 5\), got 5"):
         ops.gather_layers([torch.randn(2, 3, 5)], [torch.full((2, 4), 5)])
-    with pytest.raises(RuntimeError):
+    with refused("features and index must be as many"):
         ops.gather_layers([torch.randn(2, 3, 5)], [])
-    with pytest.raises(RuntimeError):
+    with refused("uniform must have shape"):
         ops.place_positions(torch.zeros(2, 4, dtype=torch.int64), [4, 4], [8, 8], [0], torch.rand(1, 2, 2, 5))
-    for cost, epsilon in ((query[0], 1.0), (query.half(), 1.0), (query, 0.0), (query[:, :, :0], 1.0)):
-        with pytest.raises(RuntimeError):
+    for cost, epsilon, says in (
+        (query[0], 1.0, "3 dimensions and not be empty"),
+        (query[:, :, :0], 1.0, "3 dimensions and not be empty"),
+        (query.half(), 1.0, "float32 or float64, got Half"),
+        (query, 0.0, "epsilon and iterations must be positive"),
+    ):
+        with refused(says):
             ops.transport_plan(cost, epsilon, 50)
-    for grad in (query[:, :3], query.double()):
-        with pytest.raises(RuntimeError):
+    for grad, says in ((query[:, :3], "grad must have shape"), (query.double(), "grad must be Float, got Double")):
+        with refused(says):
             ops.transport_plan_gradient(grad, query, torch.ones(2, 5, 4), torch.ones(2, 6, 3), 1.0)
-    for rows, columns in ((5, 5), (0, 1)):
-        with pytest.raises(RuntimeError):
+    for rows, columns, says in ((5, 5, "columns must have shape"), (0, 1, "rows must have 3 dimensions")):
+        with refused(says):
             ops.transport_plan_gradient(query, query, torch.ones(2, rows, 4), torch.ones(2, columns, 3), 1.0)
     parameters = [torch.randn(6, 3), torch.randn(6), torch.randn(5, 6), torch.randn(5)]
-    for wrong in ([], parameters[:3], [parameters[0].T, *parameters[1:]], [x.double() for x in parameters]):
-        with pytest.raises(RuntimeError):
+    for wrong, says in (
+        ([], "four tensors a layer, got 0"),
+        (parameters[:3], "four tensors a layer, got 3"),
+        ([parameters[0].T, *parameters[1:]], "first weight must have shape"),
+        ([x.double() for x in parameters], "parameters must be Float"),
+    ):
+        with refused(says):
             ops.project_patches_forward([query], wrong, False)
-    with pytest.raises(RuntimeError):
+    with refused("hidden must have shape"):
         ops.project_patches_backward(torch.randn(1, 2, 4, 5), [query], torch.randn(1, 7, 6), parameters, True, True)
-    with pytest.raises(RuntimeError):
+    in_a_thread = "a kernel failed in a worker thread"
+    with refused(in_a_thread):
         ops.sample_patches(torch.rand(1, 8), torch.full((1, 8), 5000), torch.rand(1, 8), 2, 1.5, 2.0)
     for wrong in (-0.5, 1.5, math.inf, math.nan):
         spoiled = torch.rand(1, 8)
         spoiled[0, 5] = wrong
-        with pytest.raises(RuntimeError):
+        with refused(in_a_thread):
             ops.sample_patches(torch.rand(1, 8), None, spoiled, 2, 1.5, 2.0)
         if wrong != 1.5:
-            with pytest.raises(RuntimeError):
+            with refused(in_a_thread):
                 ops.sample_patches(spoiled, None, torch.rand(1, 8), 2, 1.5, 2.0)
 
 
