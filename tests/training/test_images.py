@@ -76,9 +76,9 @@ def test_palette(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_16_bit_grey_is_scaled(tmp_path, suffix):
-    values = np.array([[0, 257 * 7, 65535, 257 * 100]], np.uint16)
+    values = np.array([[0, 257 * 7 + 128, 257 * 7 + 129, 65535, 257 * 100]], np.uint16)  # rounded to the nearest
     Image.fromarray(values).save(tmp_path / f"a.{suffix}")
-    assert np.asarray(read_photo(tmp_path / f"a.{suffix}"))[0, :, 1].tolist() == [0, 7, 255, 100]
+    assert np.asarray(read_photo(tmp_path / f"a.{suffix}"))[0, :, 1].tolist() == [0, 7, 8, 255, 100]
 
 
 def test_float_image_is_refused(tmp_path):

@@ -100,6 +100,20 @@ def test_killed_between_two_files_of_a_save(tiny, tmp_path, monkeypatch, stage):
         assert getattr(resumed.paths, name).read_bytes() == getattr(straight.paths, name).read_bytes()
 
 
+def test_a_file_is_on_the_disk_before_it_is_in_its_place(tmp_path, monkeypatch):
+    """A power cut leaves the old one or the new; and it can be read by whom the umask lets."""
+    done, fsync, replace_file = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(os.fstat(handle).st_size) or fsync(handle))
+    monkeypatch.setattr(os, "replace", lambda *names: done.append("in its place") or replace_file(*names))
+    before = os.umask(0o027)
+    try:
+        files.write_bytes(tmp_path / "new", b"whole")
+    finally:
+        os.umask(before)
+    assert done == [5, "in its place"] and (tmp_path / "new").read_bytes() == b"whole"
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
+
+
 def test_killed_before_its_first_checkpoint(tiny):
     config = tiny(decay_epochs=0)
     Trainer(config, Path(config.data), quiet=True)

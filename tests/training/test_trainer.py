@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -76,12 +77,15 @@ def test_a_run_leaves_everything_it_should(tiny):
 
 
 @pytest.mark.parametrize(
-    ("stop", "batch_size", "precision"),
-    [*((stop, size, "float32") for stop in (3, 5, 7) for size in (1, 2)), (7, 2, "bfloat16")],
+    ("stop", "batch_size", "precision", "preset"),
+    [
+        *((stop, size, "float32", "fastcut" if stop == 5 else "fsscl") for stop in (3, 5, 7) for size in (1, 2)),
+        (7, 2, "bfloat16", "fsscl"),
+    ],
 )
 @pytest.mark.filterwarnings("ignore:precision is bfloat16")
-def test_resume_is_bit_exact(tiny, tmp_path, stop, batch_size, precision):
-    settings = tiny(batch_size=batch_size, precision=precision)
+def test_resume_is_bit_exact(tiny, tmp_path, stop, batch_size, precision, preset):
+    settings = tiny(preset, batch_size=batch_size, precision=precision)
     straight = trainer(settings)
     assert straight.run()
     config = replace(settings, out=tmp_path / "broken")
@@ -232,6 +236,20 @@ def test_nan_stops_before_the_weights_and_names_the_picture(tiny):
     assert state["step"] == 2
     for network in state["networks"].values():
         assert all(torch.isfinite(t).all() for t in network.values())
+
+
+def test_a_nan_that_is_looked_for_late_is_told_of_its_own_step(tiny):
+    """As on a GPU, where a look after each step would wait."""
+    run = trainer(tiny(log_every=3))
+    run.device = torch.device("meta")
+    first, broken, last, *_ = run.batches.of_epoch(0)
+    broken["sketch"][:] = float("nan")
+    picture = run.dataset.pairs[int(broken["index"])].photo
+    with pytest.raises(NonFiniteLoss, match=rf"loss is not finite at step 2 \(pictures: {re.escape(str(picture))}\)"):
+        for batch in (first, broken, last):
+            run.train_step(batch)
+            run.step += 1
+    assert run.step == 2 and all(torch.isfinite(p).all() for p in run.translator.parameters())
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tiny, monkeypatch):
