@@ -129,8 +129,9 @@ def test_sweep_skips_what_does_not_fit_and_says_so():
 def test_rows_are_kept_merged_and_read_back(tmp_path):
     path = tmp_path / "r.csv"
     times = [1e-3, 2e-3, 3e-3, 4e-3, 5e-3]
-    first = record.make_row("a", OURS, ABOUT, times=times, baseline="eager", baseline_times=[2e-3] * 5)
+    first = record.make_row("a", OURS, ABOUT, times=times, baseline="eager", baseline_times=[2e-3] * 4 + [1.0])
     assert (first.p20_ms, first.p50_ms, first.p80_ms) == pytest.approx((1.8, 3, 4.2))
+    assert first.ratio == pytest.approx(2 / 3)  # of medians
     record.save(path, [first, record.make_row("b", OURS, ABOUT, note="too large")])
     again = record.make_row("a", OURS, ABOUT, times=[4e-3], baseline="eager", baseline_times=[2e-3], peak=2**21)
     record.save(path, [again])

@@ -208,6 +208,12 @@ def test_cache(tmp_path, monkeypatch):
     MaskSource("white", cache)(photo)
     assert len(list(cache.iterdir())) == 4
 
+    # What auto makes where there is no white background is no mask of the method white.
+    blank = Image.new("RGB", photo.size, "white")
+    assert np.asarray(MaskSource("auto", cache)(blank)).max() == 255
+    with pytest.raises(FastsketchError, match="no person on a white background"):
+        MaskSource("white", cache)(blank)
+
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     photo = Image.fromarray(portrait((250, 250, 250))[0])

@@ -186,6 +186,13 @@ def test_curves(tmp_path):
     assert flat.name == "nce" and flat.first == flat.last == 3.0 and len(points) == curves.MOST_POINTS
     assert points[0][0] == curves.LEFT and points[-1][0] == curves.WIDTH - curves.RIGHT
     assert {y for _, y in points} == {curves.TOP}
+    falling = LossHistory(tmp_path / "falling.csv")
+    for step in range(1, 41):
+        falling.add(step, {"nce": 41.0 - step})
+    (curve,) = curves.curves(falling)
+    heights = [float(point.split(",")[1]) for point in curve.raw.split()]
+    assert (curve.first, curve.last, curve.steps) == (39.5, 1.5, 40)
+    assert heights == sorted(heights) and heights[0] < heights[-1] < curves.HEIGHT - curves.BOTTOM
 
 
 def test_all_runs_are_looked_for_before_one_is_drawn(capsys, a_run, tmp_path, monkeypatch):
