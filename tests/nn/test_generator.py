@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.models import vgg16
 
 from fastsketch import gather_patches
 from fastsketch.nn import (
@@ -198,9 +197,9 @@ def test_gan_loss():
 
 
 @pytest.mark.parametrize("distance", ["normalized", "l1"])
-def test_perceptual_loss_against_its_formula(distance):
+def test_perceptual_loss_against_its_formula(vgg16_features, distance):
     torch.manual_seed(0)
-    features = vgg16(weights=None).features
+    features = vgg16_features()
     loss = PerceptualLoss(features, distance)
     a, b = torch.rand(1, 1, 32, 32, requires_grad=True), torch.rand(1, 1, 32, 32)
 
@@ -229,9 +228,9 @@ def test_perceptual_loss_against_its_formula(distance):
     assert torch.autograd.grad(loss(a, b.requires_grad_()), b, allow_unused=True) == (None,)
 
 
-def test_perceptual_loss_of_features_that_are_nothing():
+def test_perceptual_loss_of_features_that_are_nothing(vgg16_features):
     """Where a picture has no feature at all the gradient is finite, and a picture is no distance from itself."""
-    features = vgg16(weights=None).features
+    features = vgg16_features()
     for layer in features:
         if hasattr(layer, "weight"):
             layer.weight.data.zero_()
@@ -239,12 +238,12 @@ def test_perceptual_loss_of_features_that_are_nothing():
     image = torch.rand(1, 1, 32, 32, requires_grad=True)
     loss = PerceptualLoss(features)(image, torch.rand(1, 1, 32, 32))
     assert loss == 0 and torch.autograd.grad(loss, image)[0].isfinite().all()
-    assert PerceptualLoss(vgg16(weights=None).features)(image, image) == 0
+    assert PerceptualLoss(vgg16_features())(image, image) == 0
 
 
 def test_an_unknown_distance_is_refused():
     with pytest.raises(ValueError, match="distance must be one of"):
-        PerceptualLoss(vgg16(weights=None).features, "l2")
+        PerceptualLoss(torch.nn.Sequential(), "l2")
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torchvision.models import vgg16
 
 from fastsketch._backend import use_backend
 from fastsketch.nn import PatchDiscriminator, PerceptualLoss, ResnetGenerator
@@ -167,9 +166,9 @@ def test_bad_shapes_are_named():
         convolve(torch.zeros(1, 2, 5, 2), torch.zeros(1, 2, 3, 3), None, 2, "reflect")
 
 
-def test_a_foreign_network_keeps_its_weights_and_its_function():
+def test_a_foreign_network_keeps_its_weights_and_its_function(vgg16_features):
     torch.manual_seed(0)
-    features = vgg16(weights=None).features[:23].double()
+    features = vgg16_features()[:23].double()
     image, target = (torch.rand(1, 3, 32, 32, dtype=torch.float64) for _ in range(2))
     image.requires_grad_()
     state = {name: value.clone() for name, value in features.state_dict().items()}
