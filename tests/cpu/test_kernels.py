@@ -63,6 +63,12 @@ def test_patch_nce(cpp, shape, negatives, normalize, dtype):
     assert_no_worse(grads, plain_grads, true_grads, slack_of(dtype))
 
 
+def test_a_loss_of_next_to_nothing_keeps_its_digits(cpp):
+    query = torch.eye(4)[None]
+    loss = cpp.patch_nce_forward(query, query, None, TAU, "image", False)[0]
+    torch.testing.assert_close(loss, torch.full((1, 4), math.log1p(3 * math.exp(-1 / TAU))), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("negatives", ["image", "same_region", "other_regions"])
 @pytest.mark.parametrize("samples", [256, 37, 600])
