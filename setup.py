@@ -24,7 +24,7 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -277,6 +277,13 @@ class BuildKernels(build_ext):
         return [path for path in super().get_outputs() if Path(path).exists()]
 
 
+class InPlace(Distribution):
+    """Reads no pyproject.toml: a build in place needs nothing of it, and setuptools before 77 fails at its license."""
+
+    def parse_config_files(self, filenames=None, ignore_option_errors=False) -> None:
+        super().parse_config_files(filenames or [os.devnull], ignore_option_errors)
+
+
 HEADERS = [*sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")), "setup.py"]
 KERNELS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / "cpu").glob("*.cpp"))
 setup(
@@ -288,4 +295,5 @@ setup(
     if platform.system() != "Windows"
     else [],
     cmdclass={"build_ext": BuildKernels},
+    distclass=InPlace if {"build_ext", "--inplace"} <= set(sys.argv) else Distribution,
 )
