@@ -9,6 +9,7 @@ import logging
 import sys
 import textwrap
 import threading
+import time
 from types import ModuleType
 
 import pytest
@@ -290,6 +291,66 @@ def test_after_two_that_hang_the_rest_is_not_tried(kernels):
     results = run.try_cases(kernels(source), "cpu", NAMES, 8, lambda *result: shown.append(result))
     assert list(results.items()) == shown
     assert [*results.values()] == ["not done after 8 s"] * 2 + ["not tried, after two that did not end"]
+
+
+MEETING = """
+import os, time
+from pathlib import Path
+def place_positions(*args, right=place_positions):
+    Path({folder!r}, "met-1").touch()
+    while not Path({folder!r}, "met-2").exists():
+        time.sleep(0.05)
+    return right(*args)
+def patch_nce_forward(*args, right=patch_nce_forward):
+    Path({folder!r}, "met-2").touch()
+    while not Path({folder!r}, "met-1").exists():
+        time.sleep(0.05)
+    return right(*args)
+"""
+
+
+SIX = (*NAMES, *(f"gather_and_tap, {dtype}" for dtype in ("float32", "bfloat16", "float16")))
+
+REFUSED = """
+import sys
+if len(sys.argv) - 3 < 6:
+    raise RuntimeError("CUDA error: out of memory")
+"""
+
+
+def test_cases_are_shared_by_processes_side_by_side(kernels, tmp_path):
+    """Compiling takes a core's time; a GPU's machine has more of them."""
+    results = run.try_cases(kernels(MEETING.format(folder=str(tmp_path))), "cpu", SIX, limit=60, processes=2)
+    assert list(results.items()) == [(name, "") for name in SIX]
+
+
+def test_what_processes_side_by_side_cannot_begin_is_tried_in_one(kernels, monkeypatch):
+    """A GPU without memory for all of them, or one that a single process may use."""
+    begun = []
+    command = run._command
+    monkeypatch.setattr(run, "_command", lambda *args: begun.append(args[2]) or command(*args))
+    assert run.try_cases(kernels(REFUSED), "cpu", SIX, processes=2) == dict.fromkeys(SIX, "")
+    assert sorted(map(len, begun)) == [3, 3, 6]
+
+
+def test_an_interrupted_trial_leaves_no_process_behind(kernels, monkeypatch):
+    started = []
+    popen = run.subprocess.Popen
+
+    def start(*args, **kwargs):
+        started.append(popen(*args, **kwargs))
+        return started[-1]
+
+    def interrupted(shares):
+        while len(started) < 2:
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.subprocess, "Popen", start)
+    monkeypatch.setattr(run, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.try_cases(kernels("import time; time.sleep(600)"), "cpu", SIX, processes=2)
+    assert [process.returncode for process in started] == [-9, -9]
 
 
 @pytest.mark.parametrize("executable", [None, "/nowhere/python"])
