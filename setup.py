@@ -125,7 +125,7 @@ def compile_with_ninja(
     script.write_text("\n".join(rules))
     done = subprocess.run(["ninja", "-f", script.name, "-j", str(jobs())], cwd=folder)
     if done.returncode:
-        raise RuntimeError("the compiler failed; its output stands above (pip install -v shows it)")
+        raise RuntimeError("the compiler failed (pip install -v shows what it said)")
     return objects
 
 
@@ -262,13 +262,18 @@ class BuildKernels(build_ext):
                 raise RuntimeError(f"CUDA kernels not built, and FASTSKETCH_CUDA=1 asks for them: {reason}")
 
     def report(self, reason: str, in_place: bool) -> None:
-        """Say on screen what happened, and leave the reason of a failure for `fastsketch info`."""
+        """Say on screen what happened, and leave the reason of a failure for `fastsketch info`.
+
+        Libraries of an earlier build in this folder are taken away then: they may be of other sources.
+        """
         target = REPORT if in_place else Path(self.build_lib) / "fastsketch" / REPORT.name
         target.unlink(missing_ok=True)
         if not reason:
             self.announce("fastsketch: C++ kernels built", level=2)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
+        for extension in self.extensions:
+            (target.parent / Path(self.get_ext_filename(extension.name)).name).unlink(missing_ok=True)
         target.write_text(f"not built at installation: {reason}\n")
         print(f"\nfastsketch: C++ kernels {target.read_text()}It runs on plain PyTorch instead.\n", file=sys.stderr)
 
