@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Sequence
 from dataclasses import fields
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         world.wait()
     trainer = Trainer(config, data)
     del hold  # the trainer has it too
-    say = print if world.writes else lambda text: None
+    say = functools.partial(print, flush=True) if world.writes else lambda text: None  # a log is looked at meanwhile
     count, processes = len(trainer.dataset), f", {world.size} processes" if world.size > 1 else ""
     say(
         f"{config.preset} on {_plural(count, 'picture')}, {_plural(config.total_epochs, 'epoch')}, "

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
-from tqdm import tqdm
 
 from fastsketch.errors import FastsketchError, KeptName
 from fastsketch.metrics.fid import SubsetDistances, find_inception
 from fastsketch.metrics.perceptual import Perceptual
 from fastsketch.metrics.report import METRICS, OVERALL, Evaluation, summarise
 from fastsketch.metrics.similarity import fsim, ssim
+from fastsketch.progress import progress_bar
 from fastsketch.training.images import fit_within, picture_size, read_photo, save_image, size_within
 from fastsketch.training.pairs import Pair
 from fastsketch.weights import WeightsNotFound, weights_folder
@@ -156,7 +156,7 @@ def evaluate(
             unavailable[name] = str(error)
 
     rows: list[dict[str, str | float]] = []
-    with tqdm(total=len(items), desc="evaluate", unit="image", disable=not progress) as bar:
+    with progress_bar(total=len(items), desc="evaluate", unit="image", disable=not progress) as bar:
         for batch in _batches(items, batch_size, image_size):
             chosen, *sides = zip(*batch, strict=True)
             values = _batch_values(by_image, distances, chosen, sides, device)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from fastsketch.drawing import draw
 from fastsketch.errors import FastsketchError
 from fastsketch.metrics import IMAGE_METRICS, Evaluation, Item, evaluate
+from fastsketch.progress import progress_bar
 from fastsketch.training.checkpoint import Training, load_generator, read_training
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.generate import read_for_drawing
@@ -138,7 +138,7 @@ def look_at_run(
     has_map = generator.attention is not None
     with tempfile.TemporaryDirectory() as folder:
         items = []
-        bar = tqdm(pairs, desc=f"draw {run.name}", unit="photo", disable=quiet, file=sys.stderr)
+        bar = progress_bar(pairs, desc=f"draw {run.name}", unit="photo", disable=quiet)
         for number, pair in enumerate(bar):
             photo, mask = read_for_drawing(
                 pair.photo, masks if generator.mask_channel else None, config.image_size, given=pair.mask

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as TF
-from tqdm import tqdm
 
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
+from fastsketch.progress import progress_bar
 from fastsketch.training.images import (
     SMALLEST,
     Padding,
@@ -202,7 +202,7 @@ def draw_sketches(
             "choose another output folder, remove it, or add --overwrite"
         )
     problems: list[FastsketchError] = []
-    for pair, target in zip(tqdm(photos, unit="photo", disable=quiet), targets, strict=True):
+    for pair, target in zip(progress_bar(photos, unit="photo", disable=quiet), targets, strict=True):
         try:
             photo, mask = read_for_drawing(
                 pair.photo, masks if generator.mask_channel else None, image_size, given=pair.mask

@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from fastsketch.errors import FastsketchError
+from fastsketch.progress import progress_bar
 from fastsketch.training.batches import Batches
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.data import SketchDataset
@@ -215,13 +216,11 @@ class Trainer:
 
     def _run(self) -> bool:
         epochs = self.config.total_epochs
-        bar = tqdm(
+        bar = progress_bar(
             total=epochs * self.batches.per_epoch,
             initial=self.step,
             unit="step",
             disable=self.quiet,
-            dynamic_ncols=True,
-            leave=True,
         )
         board = SummaryWriter(self.paths.tensorboard, purge_step=self.step + 1) if self.world.writes else None
         with contextlib.closing(board) if board else contextlib.nullcontext(), bar, self.stop.listening():
@@ -237,7 +236,7 @@ class Trainer:
         return not self.stopping
 
     def _run_epoch(self, bar: tqdm, board: SummaryWriter | None) -> None:
-        bar.set_description(f"epoch {self.epoch + 1}/{self.config.total_epochs}")
+        bar.set_description(f"epoch {self.epoch + 1}/{self.config.total_epochs}", refresh=False)
         self.update.set_learning_rate(self.learning_rate(self.epoch))
         start, counted = time.perf_counter(), 0
         for batch in self._until_stopped(self.batches.of_epoch(self.epoch, self.seen)):
@@ -287,7 +286,7 @@ class Trainer:
             board.add_scalar(f"loss/{name}", value, self.step)
         board.add_scalar("images_per_second", speed, self.step)
         shown = " ".join(f"{SHORT.get(name, name)} {value:.2f}" for name, value in numbers.items())
-        bar.set_postfix_str(f"{shown} | {speed:.1f} img/s")
+        bar.set_postfix_str(f"{shown} | {speed:.1f} img/s", refresh=False)
 
     # --- keeping ----------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,15 @@ def test_train_generate_evaluate(capsys, data, tmp_path):
     assert all((drawn / name).is_file() for name in ("metrics.csv", "summary.csv", "metrics.json"))
 
 
+def test_a_log_gets_the_progress_bar_now_and_then(capsys, data, tmp_path):
+    """Every step of it would be thousands of lines."""
+    code, _, err = run(
+        capsys, "train", "--data", data, "--out", tmp_path / "run", *TINY, "--epochs", 4, "--log-every", 1
+    )
+    states = [state for state in err.split("\r") if "/20 [" in state]
+    assert code == 0 and len(states) == 2 and states[-1].startswith("epoch 4/4: 100%") and " img/s" in states[-1]
+
+
 def test_resume_needs_no_settings_again(capsys, data, tmp_path):
     out = tmp_path / "trained"
     assert run(capsys, "train", "--data", data, "--out", out, *TINY)[0] == 0

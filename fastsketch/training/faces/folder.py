@@ -43,7 +43,7 @@ def write_faces(
         height: Pixels, 32 to 2048.
         width: Pixels, 32 to 2048.
         seed: Seed of the set, >= 0. Face ``i`` depends on ``(seed, i)`` only, test faces counting on from ``train``.
-        progress: Show a progress bar on stderr (needs tqdm).
+        progress: Show a progress bar.
 
     Returns:
         ``root`` as an absolute :class:`~pathlib.Path`.
@@ -138,9 +138,9 @@ def _fill(draft: Path, stamp: dict[str, int], progress: bool) -> None:
             (draft / SUBSET / split / kind).mkdir(parents=True)
     items = list(enumerate(listing))
     if progress:
-        from tqdm import tqdm
+        from fastsketch.progress import progress_bar
 
-        items = tqdm(items, desc="drawing faces", unit="face")
+        items = progress_bar(items, desc="drawing faces", unit="face")
     for index, (split, name) in items:
         face = draw_face(face_seed(stamp["seed"], index), stamp["height"], stamp["width"])
         for kind, image in zip(_KINDS, (face.photo, face.sketch, face.mask), strict=True):
