@@ -21,7 +21,14 @@ from fastsketch.training.checkpoint import load_generator
 from fastsketch.training.generate import read_for_drawing
 from fastsketch.training.mask_methods import MakingMethod
 from fastsketch.training.masks import MaskSource
-from fastsketch.training.run_files import RunPaths, find_generator, load_settings, trained_masks, trained_size
+from fastsketch.training.run_files import (
+    RunPaths,
+    find_generator,
+    find_weights_dir,
+    load_settings,
+    trained_masks,
+    trained_size,
+)
 from fastsketch.training.translator import structure_sampler
 
 IMAGE_SIZE = 256
@@ -75,7 +82,8 @@ class Sketcher:
         if masks == "trained":  # without a mask channel it is only shown
             method = trained_masks(path) if generator.mask_channel else "auto"
             masks = "auto" if method == "folder" else method
-        return cls(generator, sampler, MaskSource(masks, weights_dir=weights_dir), trained_size(path) or IMAGE_SIZE)
+        source = MaskSource(masks, weights_dir=find_weights_dir(weights_dir, path))
+        return cls(generator, sampler, source, trained_size(path) or IMAGE_SIZE)
 
     def __call__(self, file: str | Path) -> tuple[Image.Image, Image.Image, Image.Image, Image.Image]:
         """Sketch, mask, structure map, and the map with the sampled points, of one picture file.
@@ -191,7 +199,7 @@ def serve(
         host: address to listen on.
         port: port to listen on; 0 takes a free one, which is printed.
         masks: method of `MaskSource`; trained: that of training, but auto for folder.
-        weights_dir: folder of pretrained weights, for the masks.
+        weights_dir: folder of pretrained weights, for the masks; default the run's own.
         device: where to draw.
 
     Raises:

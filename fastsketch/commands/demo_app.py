@@ -24,7 +24,7 @@ class DemoApp:
     """Where masks come from, for a generator that reads them. trained: from where they came in training, but auto for
     folder."""
     weights_dir: Path | None = None
-    """Folder of pretrained weights, for --masks person."""
+    """Folder of pretrained weights, for masks by person; default: the run's own."""
     device: str = "auto"
     """cpu, cuda …; auto: a GPU if there is one."""
 

@@ -36,7 +36,7 @@ class Generate:
     """Where masks come from, for a generator that reads them. trained: from where they came in training, but auto for
     folder: a mask is made for a photo that has none."""
     weights_dir: Path | None = None
-    """Folder of pretrained weights, for --masks person."""
+    """Folder of pretrained weights, for masks by person; default: the run's own."""
     overwrite: bool = False
     """Replace any picture of a drawing's name, not only earlier drawings."""
     device: str = "auto"
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     from fastsketch.training.generate import draw_sketches, find_photos, left_out
     from fastsketch.training.masks import MaskSource
     from fastsketch.training.pairs import find_pairs, note_on_split
-    from fastsketch.training.run_files import find_generator
+    from fastsketch.training.run_files import find_generator, find_weights_dir
     from fastsketch.training.trainer import choose_device
 
     options = tyro.cli(Generate, args=arguments, prog="fastsketch generate")
@@ -67,7 +67,11 @@ def main(arguments: Sequence[str]) -> int:
             print(note)
     else:
         photos = find_photos(options.photos)
-    masks = MaskSource(_mask_method(options.masks, weights, photos), weights_dir=options.weights_dir)
+        if ignored := left_out(options.photos):
+            print(ignored)
+    method = _mask_method(options.masks, weights, photos)
+    weights_dir = find_weights_dir(options.weights_dir, weights) if method == "person" else options.weights_dir
+    masks = MaskSource(method, weights_dir=weights_dir)
     drawn = draw_sketches(
         generator,
         photos,
@@ -79,8 +83,6 @@ def main(arguments: Sequence[str]) -> int:
     )
     size = "their photos' sizes" if image_size is None else f"{image_size} pixels or less"
     print(f"{len(drawn)} sketches of {size} in {options.out}")
-    if ignored := left_out(options.photos):
-        print(f"left out, being no pictures: {ignored}")
     return 0
 
 

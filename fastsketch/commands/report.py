@@ -21,7 +21,8 @@ class Report:
     limit: int = 48
     """Pictures of each run's gallery, spread evenly over the test photos; the metrics are over all of them."""
     weights_dir: Path | None = None
-    """Folder of pretrained weights, for LPIPS; default: the run's own. Without them it is shown as not available."""
+    """Folder of pretrained weights, for LPIPS; default: FASTSKETCH_WEIGHTS, else the run's own. Without it LPIPS is
+    shown as not available."""
     device: str = "auto"
     """cpu, cuda …; auto: a GPU if there is one."""
     quiet: bool = False

@@ -19,7 +19,7 @@ from fastsketch.training.history import LossHistory
 from fastsketch.training.images import fit_within, picture_size, read_sketch, save_image
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import Pair, find_pairs
-from fastsketch.training.run_files import RunPaths, find_generator, load_settings
+from fastsketch.training.run_files import RunPaths, find_generator, find_weights_dir, load_settings
 from fastsketch.training.translator import structure_sampler
 
 POINTS_SEED = 0
@@ -112,8 +112,7 @@ def look_at_run(
         run: folder of a run.
         data: folder of a data set with a test split.
         limit: pictures to keep for the gallery, spread evenly over the test photos, at least 1.
-        weights_dir: folder of pretrained weights, for LPIPS; default the run's own, if it is still there. Nothing is
-            downloaded.
+        weights_dir: folder of pretrained weights, for LPIPS; default as `find_weights_dir`. Nothing is downloaded.
         device: where to draw and score.
         quiet: no progress bars.
 
@@ -124,9 +123,8 @@ def look_at_run(
         raise FastsketchError(f"limit must be at least 1, got {limit}")
     paths = RunPaths(run)
     config = run_settings(run)
-    if weights_dir is None and config.weights_dir is not None and config.weights_dir.is_dir():
-        weights_dir = config.weights_dir
     weights = find_generator(run)
+    weights_dir = find_weights_dir(weights_dir, weights)
     generator, training = load_generator(weights, device), read_training(weights)
     pairs = find_pairs(data, "test", unpaired=config.unpaired)
     if config.unpaired:

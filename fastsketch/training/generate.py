@@ -27,7 +27,7 @@ from fastsketch.training.images import (
     to_signed_tensor,
 )
 from fastsketch.training.masks import MaskSource
-from fastsketch.training.pairs import Pair, name_some
+from fastsketch.training.pairs import Pair, name_some, not_read
 
 
 def read_for_drawing(
@@ -110,7 +110,8 @@ def find_photos(sources: Iterable[Path]) -> list[Pair]:
         if source.is_dir():
             inside = list_images(source)
             if not inside:
-                raise FastsketchError(f"{source}: no pictures in this folder")
+                rest = left_out([source])
+                raise FastsketchError(f"{source}: no pictures in this folder{'; ' if rest else ''}{rest}")
         elif source.is_file():
             inside = [source]
         else:
@@ -123,7 +124,7 @@ def left_out(sources: Iterable[Path]) -> str:
     """What lies in these folders and is drawn by nobody, for a message; empty: nothing."""
     folders = [source for source in sources if source.is_dir()]
     rest = [p for folder in folders for p in sorted(set(list_folder(folder)) - set(list_images(folder)))]
-    return name_some([f"{p.name}/" if p.is_dir() else p.name for p in rest])
+    return not_read([f"{p.name}/" if p.is_dir() else p.name for p in rest])
 
 
 def scale_down(photo: Image.Image, image_size: int | None, name: str) -> Image.Image:
@@ -139,6 +140,18 @@ def scale_down(photo: Image.Image, image_size: int | None, name: str) -> Image.I
             f"{name}: {photo.width}×{photo.height} pixels{drawn}; the shorter side needs {SMALLEST} at least"
         )
     return scaled
+
+
+def _refuse_same_names(photos: list[Pair], targets: list[Path]) -> None:
+    """Photos that differ in suffix or folder only would be drawn over one another."""
+    sources: dict[Path, list[str]] = {}
+    for pair, target in zip(photos, targets, strict=True):
+        sources.setdefault(target, []).append(str(pair.photo))
+    for target, names in sorted(sources.items()):
+        if len(names) > 1:
+            raise FastsketchError(
+                f"several photos would be drawn into {target}: {name_some(names)}; rename them, or draw them apart"
+            )
 
 
 def _refuse_among_photos(photos: list[Pair], targets: list[Path]) -> None:
@@ -192,28 +205,28 @@ def draw_sketches(
             without the mask they need, when all others are drawn; a drawing that cannot be written.
     """
     targets = [out / pair.subset / f"{pair.name}.png" for pair in photos]
-    twice = {target for target in targets if targets.count(target) > 1} if len(set(targets)) < len(targets) else ()
-    if twice:
-        raise FastsketchError(f"several photos would be drawn into {min(twice)}: rename them, or draw them apart")
+    _refuse_same_names(photos, targets)
     _refuse_among_photos(photos, targets)
     if not overwrite and (other := _first_not_drawn(targets)) is not None:
         raise FastsketchError(
             f"{other} is there already, and does not say that fastsketch drew it (nor do older drawings): "
             "choose another output folder, remove it, or add --overwrite"
         )
-    problems: list[FastsketchError] = []
+    problems: dict[str, FastsketchError] = {}
     for pair, target in zip(progress_bar(photos, unit="photo", disable=quiet), targets, strict=True):
         try:
             photo, mask = read_for_drawing(
                 pair.photo, masks if generator.mask_channel else None, image_size, given=pair.mask
             )
         except FastsketchError as problem:
-            problems.append(problem)
+            problems[str(pair.photo)] = problem
             continue
         save_drawing(draw_sketch(generator, photo, mask), target)
     if len(photos) == 1 and problems:
-        raise problems[0]
+        raise next(iter(problems.values()))
     if problems:
-        listed = "; ".join(map(str, problems[:3])) + ("; and so on" if len(problems) > 3 else "")
+        listed = "; ".join(map(str, list(problems.values())[:3]))
+        if len(problems) > 3:
+            listed += f"; nor {name_some(list(problems)[3:], most=50)}"
         raise FastsketchError(f"{len(problems)} of {len(photos)} photos could not be drawn, the rest are: {listed}")
     return targets

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms import functional as TF
 
@@ -26,6 +26,9 @@ SMALLEST = 8
 """Pixels a side that a photo needs at least, to be drawn or to have a mask made."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+HEIC_HINT = "convert HEIC to JPEG or PNG first"
+_HEIC_SUFFIXES = (".heic", ".heif")
 
 # What Pillow's decoders raise on a damaged file, by experience: not only OSError.
 _DECODE_ERRORS = (
@@ -65,6 +68,11 @@ def list_images(folder: Path) -> list[Path]:
     return [p for p in list_folder(folder) if p.suffix.lower() in IMAGE_SUFFIXES]
 
 
+def is_heic(name: str) -> bool:
+    """Whether a file's name is that of a telephone's photo, which Pillow does not read."""
+    return name.lower().endswith(_HEIC_SUFFIXES)
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """An image file, opened; whatever goes wrong with it is one error with its name."""
@@ -75,6 +83,9 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
+    except UnidentifiedImageError as error:
+        hint = f"; {HEIC_HINT}" if is_heic(path.name) else ""
+        raise FastsketchError(f"{path}: unreadable image (of no format that is read here){hint}") from error
     except _DECODE_ERRORS as error:
         raise FastsketchError(f"{path}: unreadable image ({error})") from error
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastsketch.errors import FastsketchError, KeptName
-from fastsketch.training.images import IMAGE_SUFFIXES, list_folder, list_images
+from fastsketch.training.images import HEIC_HINT, IMAGE_SUFFIXES, is_heic, list_folder, list_images
 
 OVERALL = "all"
 """No subset can be called so: it is the mean over all of them."""
@@ -131,8 +131,7 @@ def not_read(names: Sequence[str]) -> str:
     """What to say of files that are no pictures as they are read here; empty: nothing."""
     if not names:
         return ""
-    heic = any(name.lower().endswith((".heic", ".heif")) for name in names)
-    hint = "; convert HEIC to JPEG or PNG first" if heic else ""
+    hint = f"; {HEIC_HINT}" if any(map(is_heic, names)) else ""
     return f"left out, not in a format that is read ({', '.join(IMAGE_SUFFIXES)}): {name_some(names)}{hint}"
 
 

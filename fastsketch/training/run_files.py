@@ -17,6 +17,7 @@ from fastsketch.training.files import write_bytes
 from fastsketch.training.mask_methods import METHODS, MaskMethod
 from fastsketch.training.step import TrainingStep
 from fastsketch.training.translator import Translator
+from fastsketch.weights import weights_folder
 
 
 class RunPaths:
@@ -78,6 +79,23 @@ def trained_masks(weights: Path) -> MaskMethod:
         return training.masks
     settings = RunPaths(weights.parent).settings
     return load_settings(settings).mask_method if settings.is_file() else "auto"
+
+
+def find_weights_dir(named: Path | None, weights: Path) -> Path | None:
+    """The folder of pretrained weights: the one named, the environment's, or the run's own, if it is still there.
+
+    Args:
+        named: as for `fastsketch.weights.weights_folder`.
+        weights: the file of a generator; its run's settings stand beside it.
+
+    Raises:
+        FastsketchError: a folder is named but does not exist, or damaged settings.
+    """
+    folder, settings = weights_folder(named), RunPaths(weights.parent).settings
+    if folder is not None or not settings.is_file():
+        return folder
+    own = load_settings(settings).weights_dir
+    return own if own is not None and own.is_dir() else None
 
 
 def save_settings(path: Path, config: TrainConfig) -> None:

@@ -1,5 +1,6 @@
 """`fastsketch generate` and `evaluate` as a user has them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from PIL import Image
 
 from fastsketch.training.checkpoint import load_generator, save_generator
 from fastsketch.training.images import is_drawing, size_within
-from fastsketch.training.run_files import trained_masks, trained_size
+from fastsketch.training.run_files import load_settings, save_settings, trained_masks, trained_size
+from fastsketch.weights import WeightsNotFound
 
 
 def test_reduced_size_and_grey_photos(capsys, data, weights, tmp_path):
@@ -69,7 +71,8 @@ def test_exif_orientation_and_folders(capsys, weights, tmp_path):
     command = ("generate", folder, "-o", tmp_path / "o", "--weights", weights.parent, "--image-size", "photo")
     code, text, _ = run(capsys, *command)
     assert code == 0 and "2 sketches of their photos' sizes" in text
-    assert text.splitlines()[-1] == "left out, being no pictures: more/, notes.txt"
+    first = text.splitlines()[0]
+    assert first.startswith("left out, not in a format that is read (.jpg, ") and first.endswith("): more/, notes.txt")
     with Image.open(tmp_path / "o" / "b.png") as drawn:
         assert drawn.size == (40, 60)
 
@@ -81,10 +84,17 @@ def test_one_bad_photo_does_not_stop_the_others(capsys, weights, tmp_path):
         Image.radial_gradient("L").resize((40, 40)).save(folder / f"{name}.png")
     (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:200])
     Image.new("L", (2, 2)).save(folder / "e.png")
-    code, _, err = run(capsys, "generate", folder, "-o", tmp_path / "o", "--weights", weights, "--quiet")
+    (folder / "notes.txt").touch()
+    code, text, err = run(capsys, "generate", folder, "-o", tmp_path / "o", "--weights", weights, "--quiet")
     assert code == 1 and "2 of 5 photos could not be drawn, the rest are: " in err
     assert "b.png: unreadable" in err and "e.png: 2×2 pixels" in err and len(err.strip().splitlines()) == 1
     assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["a.png", "c.png", "d.png"]
+    assert text.strip().endswith("notes.txt")
+    for name in "fgh":
+        (folder / f"{name}.png").write_text("no picture")
+    code, _, err = run(capsys, "generate", folder, "-o", tmp_path / "o", "--weights", weights, "--quiet")
+    assert code == 1 and "f.png: unreadable image (of no format that is read here); nor " in err
+    assert err.strip().endswith(f"nor {folder / 'g.png'}, {folder / 'h.png'}")  # the reason of three, the names of all
 
 
 def test_the_size_of_training_is_found_or_asked_for(capsys, weights, tmp_path):
@@ -118,11 +128,16 @@ def test_generate_refuses(capsys, weights, tmp_path, data):
     other.parent.mkdir()
     Image.radial_gradient("L").save(other)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "phone").mkdir()
+    (tmp_path / "phone" / "IMG_1.HEIC").touch()
     (tmp_path / "torn.png").write_bytes(photo.read_bytes()[:200])
     cases = {
-        "several photos": [photo, other],
+        f"several photos would be drawn into {tmp_path / 'o' / 'a.png'}: {photo}, {other}": [photo, other],
+        "IMG_1.HEIC: unreadable image (of no format that is read here); convert": [tmp_path / "phone" / "IMG_1.HEIC"],
         "no such file or folder": [tmp_path / "nothing.png"],
         "no pictures in this folder": [tmp_path / "empty"],
+        "in this folder; left out, not in a format that is read": [tmp_path / "phone"],
+        "IMG_1.HEIC; convert HEIC to JPEG or PNG first": [tmp_path / "phone"],
         "torn.png": [tmp_path / "torn.png"],
         "give either PHOTOs": [],
     }
@@ -201,3 +216,31 @@ def test_a_table_is_shown_even_where_it_cannot_be_saved(capsys, data, weights, t
     )
     assert code == 1 and "SSIM ↑" in out and "blobs" in out
     assert "metrics.csv: cannot write" in err and len(err.strip().splitlines()) == 1
+
+
+def test_person_masks_find_the_weights_of_training(capsys, weights, tmp_path, monkeypatch):
+    """Those of the run's --weights-dir; another is taken where it is named, by option or environment."""
+    monkeypatch.delenv("FASTSKETCH_WEIGHTS", raising=False)
+    looked: list[Path | None] = []
+
+    def no_weights(weights_dir: Path | None, download: bool) -> None:
+        looked.append(weights_dir)
+        raise WeightsNotFound("none here")
+
+    monkeypatch.setattr("fastsketch.training.masks.load_person_segmenter", no_weights)
+    photo = tmp_path / "a.png"
+    Image.radial_gradient("L").save(photo)
+    folders = [tmp_path / name for name in ("own", "environment", "named")]
+    for folder in folders:
+        folder.mkdir()
+    settings = weights.parent / "settings.json"
+    save_settings(settings, replace(load_settings(settings), weights_dir=folders[0]))
+    command = ("generate", photo, "-o", tmp_path / "o", "--weights", weights.parent, "--masks", "person")
+    assert run(capsys, *command)[0] == 1
+    monkeypatch.setenv("FASTSKETCH_WEIGHTS", str(folders[1]))
+    assert run(capsys, *command)[0] == 1
+    assert run(capsys, *command, "--weights-dir", folders[2])[0] == 1
+    assert looked == folders
+    monkeypatch.delenv("FASTSKETCH_WEIGHTS")
+    folders[0].rmdir()
+    assert run(capsys, *command)[0] == 1 and looked[3] is None  # the run has moved to another machine
