@@ -1,7 +1,9 @@
 """Looking at a run: draw its test photos, score them, keep some to show."""
 
+import hashlib
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,6 +63,7 @@ class Look:
         history: the losses.
         drawn: number of test photos.
         evaluation: over all of them, or those that have a sketch.
+        pictures: a digest of these photos and sketches: equal for runs tested on the same ones.
         gallery: the pictures shown, in the data set's order.
         has_map: whether the generator has a structure map.
     """
@@ -73,6 +76,7 @@ class Look:
     history: LossHistory
     drawn: int
     evaluation: Evaluation
+    pictures: str
     gallery: list[Shown]
     has_map: bool
 
@@ -170,7 +174,18 @@ def look_at_run(
         gallery.append(Shown(pair.subset, pair.name, photo, points, sketch, real, scored))
     history = LossHistory(paths.losses, last_step=training.step if training else sys.maxsize)
     name = run.resolve().name
-    return Look(name, run, data, config, training, history, len(pairs), evaluation, gallery, has_map)
+    return Look(name, run, data, config, training, history, len(pairs), evaluation, _digest(pairs), gallery, has_map)
+
+
+def _digest(pairs: Sequence[Pair]) -> str:
+    """Of names and contents: built-in faces lie in each run's own folder."""
+    digest = hashlib.sha256()
+    for pair in pairs:
+        if pair.sketch is not None:
+            digest.update(f"{pair.subset}/{pair.name}".encode())
+            for path in (pair.photo, pair.sketch):
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _own_sketch(pair: Pair) -> Path | None:

@@ -157,11 +157,9 @@ def comparison(looks: list[Look], names: list[str]) -> dict[str, Any]:
         values = [row["scores"][metric] for row in rows if metric in row["scores"]]
         if len(values) == len(rows) and len(set(values)) > 1:
             best[metric] = max(values) if split_heading(METRICS[metric])["up"] else min(values)
-    tested = {tuple((row["subset"], row["name"]) for row in look.evaluation.rows) for look in looks}
     sizes = {look.config.image_size for look in looks}
-    folders = {look.data.resolve() for look in looks}
     warnings = []
-    if len(tested) > 1 or len(folders) > 1:
+    if len({look.pictures for look in looks}) > 1:
         warnings.append("The runs were tested on different pictures: their figures are not comparable.")
     if len(sizes) > 1:
         warnings.append("The runs were tested at different image sizes: their figures are not comparable.")

@@ -51,8 +51,16 @@ def a_run(tmp_path: Path, faces: Path):
 
     def make(name: str = "first", preset: str = "fsscl", seed: int = 3, kept: bool = True, **changes) -> Path:
         folder = tmp_path / name
-        values = {"preset": preset, **PRESETS[preset], "image_size": 80, "width": 4, "blocks": 5, "num_patches": 32}
-        config = TrainConfig(data=str(faces), out=folder, **{**values, **changes})
+        values = {
+            "data": str(faces),
+            "preset": preset,
+            **PRESETS[preset],
+            "image_size": 80,
+            "width": 4,
+            "blocks": 5,
+            "num_patches": 32,
+        }
+        config = TrainConfig(out=folder, **{**values, **changes})
         training = Training(config.image_size, step=50, epoch=3) if kept else None  # stopped before its last losses
         parts = {"mask_channel": config.mask, "attention": config.attention}
         write_generator(folder / "generator.safetensors", seed, training, **parts)

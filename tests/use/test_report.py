@@ -117,6 +117,17 @@ def test_runs_of_different_sizes_are_not_called_comparable(capsys, a_run, tmp_pa
     assert "figures are not comparable" in text and 'class="number best"' not in text
 
 
+@pytest.mark.parametrize("another", [False, True])
+def test_runs_are_comparable_by_their_pictures_not_their_folders(capsys, a_run, faces, tmp_path, another):
+    data, target = tmp_path / "copy", tmp_path / "report.html"
+    shutil.copytree(faces, data)
+    if another:
+        first, second = sorted(data.glob("*/test/sketches/*"))[:2]
+        shutil.copy(second, first)
+    assert report(capsys, a_run(), a_run("second", seed=4, data=str(data)), "-o", target, "--limit", 1)[0] == 0
+    assert ("figures are not comparable" in target.read_text()) == another
+
+
 def test_an_unpaired_run(capsys, a_run, faces, tmp_path, page):
     """Some test photos have a sketch of their name; one of them is of another size, so of something else."""
     data = tmp_path / "unpaired"
