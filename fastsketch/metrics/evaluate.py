@@ -67,10 +67,11 @@ def _check_sizes(item: Item, image_size: int | None) -> None:
     reference = whole if image_size is None else size_within(whole, image_size)
     if generated != reference:
         scaled = "" if reference == whole else f", scaled down to {reference[0]}x{reference[1]}"
+        fits = size_within(whole, max(generated)) == generated
         raise FastsketchError(
             f"{item.generated} is {generated[0]}x{generated[1]} but its reference {item.reference} is "
-            f"{whole[0]}x{whole[1]}{scaled}; sizes must be equal: image_size (--image-size) scales references down "
-            "to that of drawings made so"
+            f"{whole[0]}x{whole[1]}{scaled}; sizes must be equal"
+            + (f": image_size={max(generated)} (--image-size {max(generated)}) scales references down" if fits else "")
         )
     if min(reference) < MIN_SIDE:
         raise FastsketchError(f"{item.reference}: {reference[0]}x{reference[1]}, need {MIN_SIDE} pixels a side")

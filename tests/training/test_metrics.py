@@ -264,6 +264,10 @@ def test_bad_input(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "Perceptual", lambda *_, **__: pytest.fail("weights were looked for"))
     with pytest.raises(FastsketchError, match=r"is 48x40, scaled down to 40x33; .*--image-size"):
         evaluate(items, metrics=["lpips-alex"], image_size=40, **QUIET)
+    small = tmp_path / "small.png"
+    Image.new("L", (24, 20)).save(small)
+    with pytest.raises(FastsketchError, match=r"is 48x40; .*: image_size=24 \(--image-size 24\) scales"):
+        evaluate([Item("a", "x", small, items[0].reference)], metrics=["ssim"], **QUIET)
     with pytest.raises(FastsketchError, match=r"missing\.png: no such"):
         evaluate([Item("a", "x", tmp_path / "missing.png", items[2].reference)], metrics=["ssim"], **QUIET)
     with pytest.raises(FastsketchError, match="weights_dir: no such folder"):
