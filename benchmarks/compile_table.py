@@ -12,8 +12,8 @@ from pathlib import Path
 
 import triton
 
+from benchmarks.compiled.shipped import CHIPS, COLUMNS, INPUTS, measure, row
 from fastsketch.triton import configs
-from fastsketch.triton.shipped import CHIPS, COLUMNS, INPUTS, measure, row
 
 ROOT = Path(__file__).parents[1]
 CSV = ROOT / "benchmarks" / "results" / "compile.csv"

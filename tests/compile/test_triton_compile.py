@@ -16,10 +16,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 import triton
 
+from benchmarks.compiled.resources import Launch, Usage, cubin, recorded, usage
+from benchmarks.compiled.shipped import CHIPS, COLUMNS, INPUTS, measure, row, shipped
 from fastsketch.triton import configs, launch, patch_nce_forward
 from fastsketch.triton.placement import place_positions
-from fastsketch.triton.resources import Launch, Usage, cubin, recorded, usage
-from fastsketch.triton.shipped import CHIPS, COLUMNS, INPUTS, measure, row, shipped
 
 pytestmark = [
     pytest.mark.compile,

@@ -13,8 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
+from benchmarks.compiled.resources import Launch, Usage, recorded, usage
 from fastsketch.triton import attention, configs, features, gather, norm, patch_nce, placement, stencils
-from fastsketch.triton.resources import Launch, Usage, recorded, usage
 
 CHIPS = (80, 90, 100, 120)
 """Compute capabilities, times ten, that everything is compiled for."""
