@@ -36,7 +36,7 @@ No timing stands behind these tiles yet: they are what fits.
 
 """
 SHOWN = ("chip", "kernel", "tile", "warps", "registers", "shared", "instructions", "dots")
-ELSEWHERE = ("patch_nce.inverse_norms", "gather.", "placement.", "norm.", "stencils.", "features.")
+ELSEWHERE = ("patch_nce.inverse_norms", "gather.", "placing.", "norm.", "stencils.", "features.")
 """Kernels without dots: shown once, of float32."""
 
 

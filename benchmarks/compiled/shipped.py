@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from benchmarks.compiled.resources import Launch, Usage, recorded, usage
-from fastsketch.triton import attention, configs, features, gather, norm, patch_nce, placement, stencils
+from fastsketch.triton import attention, configs, features, gather, norm, patch_nce, placing, stencils
 
 CHIPS = (80, 90, 100, 120)
 """Compute capabilities, times ten, that everything is compiled for."""
@@ -104,7 +104,7 @@ def _gather(dtype: torch.dtype) -> None:
         for x, patch in zip(layers[:2], patches, strict=False):
             gather.tap_patches_add_(x, patch, index)
     if dtype == torch.float32:
-        placement.place_positions(index, (64, 64), sizes, (3, 0, 0, 0, 0), _meta(5, 2, *index.shape))
+        placing.place_positions(index, (64, 64), sizes, (3, 0, 0, 0, 0), _meta(5, 2, *index.shape))
 
 
 def _maps(dtype: torch.dtype) -> None:

@@ -20,7 +20,7 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #include "max_pool.h"
 #include "patch_nce.h"
 #include "normalize.h"
-#include "project.h"
+#include "projection.h"
 #include "relation.h"
 #include "transport.h"
 #include "winograd_tiles.h"

@@ -16,7 +16,7 @@ from fastsketch.triton.gather import (
 )
 from fastsketch.triton.norm import instance_norm, instance_norm_gradient
 from fastsketch.triton.patch_nce import patch_nce_backward, patch_nce_forward
-from fastsketch.triton.placement import place_positions
+from fastsketch.triton.placing import place_positions
 from fastsketch.triton.sampling import sample_patches
 from fastsketch.triton.stencils import (
     blur_downsample,

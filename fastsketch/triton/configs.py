@@ -222,6 +222,6 @@ def feature_tiles(channels: int, channels_last: bool) -> Tiles:
     return (Tile(rows=1024 // out, columns=1, depth=1, out=out, warps=4, stages=1),)
 
 
-def placement_tiles() -> Tiles:
+def placing_tiles() -> Tiles:
     """Of place_positions: `rows` positions."""
     return (Tile(rows=128, columns=1, depth=1, out=1, warps=4, stages=1),)

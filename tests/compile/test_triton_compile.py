@@ -19,7 +19,7 @@ import triton
 from benchmarks.compiled.resources import Launch, Usage, cubin, recorded, usage
 from benchmarks.compiled.shipped import CHIPS, COLUMNS, INPUTS, measure, row, shipped
 from fastsketch.triton import configs, launch, patch_nce_forward
-from fastsketch.triton.placement import place_positions
+from fastsketch.triton.placing import place_positions
 
 pytestmark = [
     pytest.mark.compile,

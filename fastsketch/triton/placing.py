@@ -78,7 +78,7 @@ def place_positions(
         some = tuple(places[start : start + MOST_LAYERS])
         launch.run(
             place_kernel,
-            configs.placement_tiles(),
+            configs.placing_tiles(),
             lambda tile, some=some: len(some) * launch.blocks(index.numel(), tile.rows),
             (some, index, uniform[start : start + MOST_LAYERS], *grid, *index.shape, *index.stride()),
             {},
