@@ -22,10 +22,10 @@ from benchmarks.quality_data import prepare
 from benchmarks.quality_table import GREY, write_results
 from fastsketch.bench.machine import processor
 from fastsketch.errors import FastsketchError
+from fastsketch.files import write_bytes
 from fastsketch.metrics import IMAGE_METRICS, Item, evaluate, grey_photo_yardstick
 from fastsketch.training.checkpoint import load_generator
 from fastsketch.training.config import PRESETS, TrainConfig
-from fastsketch.training.files import write_bytes
 from fastsketch.training.generate import draw_sketches
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import find_pairs

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastsketch.files import write_bytes
 from fastsketch.metrics.report import METRICS, OVERALL
-from fastsketch.training.files import write_bytes
 
 GREY = "grey photo"
 ORDER = (GREY, "cut", "fastcut", "random", "+regions", "+dynamic", "+mask", "+pixel", "+perceptual", "unpaired")

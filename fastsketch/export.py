@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fastsketch import __version__
 from fastsketch.errors import FastsketchError
+from fastsketch.files import write_bytes
 from fastsketch.nn import ResnetGenerator
 from fastsketch.nn.convolution import use_winograd
 from fastsketch.training.checkpoint import load_generator
-from fastsketch.training.files import write_bytes
 from fastsketch.training.run_files import find_generator
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

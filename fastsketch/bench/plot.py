@@ -10,7 +10,7 @@ from fastsketch.bench.case import OURS
 from fastsketch.bench.record import Row
 from fastsketch.bench.scaling import SWEEPS, Sweep, fit
 from fastsketch.errors import FastsketchError
-from fastsketch.training.files import written_whole
+from fastsketch.files import written_whole
 
 OUR_COLOUR, BASELINE_COLOUR = "#d1495b", "#30638e"
 OTHER_COLOURS = ("#7ba6c9", "#8f9aa3", "#c0c6cc")

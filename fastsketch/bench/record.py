@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.files import write_bytes
+from fastsketch.files import write_bytes
 
 RAW_COLUMNS = ["case", "implementation", "call", "ms"]
 

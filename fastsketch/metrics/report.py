@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastsketch.training.files import written_whole
+from fastsketch.files import written_whole
 from fastsketch.training.pairs import OVERALL
 
 # Name -> heading; the arrow shows the better direction.

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from fastsketch import __version__
+from fastsketch.files import write_bytes
 from fastsketch.metrics import IMAGE_METRICS, METRICS
 from fastsketch.report import curves
 from fastsketch.report.look import Look
 from fastsketch.training.config import TrainConfig
-from fastsketch.training.files import write_bytes
 from fastsketch.training.pairs import note_on_split
 
 PARTS = ("attention", "mask", "regions", "dynamic", "identity", "lambda_pixel", "lambda_perceptual")

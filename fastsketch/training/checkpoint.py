@@ -12,10 +12,10 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from fastsketch.errors import FastsketchError
+from fastsketch.files import write_bytes
 from fastsketch.nn import ResnetGenerator
 from fastsketch.nn.convolution import use_winograd, winograd_is_available
 from fastsketch.nn.generator import TAP_LAYERS
-from fastsketch.training.files import write_bytes
 
 FORMAT = 1
 """Version of the checkpoint's layout."""

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.files import write_bytes
+from fastsketch.files import write_bytes
 
 
 class LossHistory:

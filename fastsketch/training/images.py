@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.files import written_whole
+from fastsketch.files import written_whole
 
 SMALLEST = 8
 """Pixels a side that a photo needs at least, to be drawn or to have a mask made."""

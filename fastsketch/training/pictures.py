@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fastsketch.training.files import written_whole
+from fastsketch.files import written_whole
 from fastsketch.training.history import LossHistory
 from fastsketch.training.images import save_image, to_image
 from fastsketch.training.translator import Translator

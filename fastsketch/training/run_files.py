@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastsketch.errors import FastsketchError
+from fastsketch.files import write_bytes
 from fastsketch.training.checkpoint import (
     Training,
     load_checkpoint,
@@ -13,7 +14,6 @@ from fastsketch.training.checkpoint import (
     save_generator,
 )
 from fastsketch.training.config import TrainConfig
-from fastsketch.training.files import write_bytes
 from fastsketch.training.mask_methods import METHODS, MaskMethod
 from fastsketch.training.step import TrainingStep
 from fastsketch.training.translator import Translator

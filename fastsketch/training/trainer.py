@@ -13,12 +13,12 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from fastsketch.errors import FastsketchError
+from fastsketch.files import remove_torn
 from fastsketch.progress import progress_bar
 from fastsketch.training.batches import Batches
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.data import SketchDataset
 from fastsketch.training.distributed import World, join_world
-from fastsketch.training.files import remove_torn
 from fastsketch.training.graph import GraphedStep
 from fastsketch.training.history import LossHistory
 from fastsketch.training.images import read_photo

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.files import write_bytes
+from fastsketch.files import write_bytes
 from fastsketch.trial.cases import CASES
 from fastsketch.trial.run import Show, try_cases
 

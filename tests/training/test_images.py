@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageFile
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.files import written_whole
+from fastsketch.files import written_whole
 from fastsketch.training.images import (
     crop_back,
     fit_within,

@@ -13,8 +13,8 @@ import torch
 from processes import start
 from test_trainer import assert_same_state, without_settings
 
+from fastsketch import files
 from fastsketch.errors import FastsketchError
-from fastsketch.training import files
 from fastsketch.training.checkpoint import load_checkpoint, load_generator
 from fastsketch.training.run_files import RunPaths, load_settings
 from fastsketch.training.trainer import Trainer

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from processes import run_together, start
 
+from fastsketch import files
 from fastsketch.errors import FastsketchError
-from fastsketch.training import files
 from fastsketch.training.distributed import World
 from fastsketch.training.lock import hold_folder
 from fastsketch.training.run_files import RunPaths
