@@ -6,13 +6,13 @@ it again, and hold the csv against what they find.
 """
 
 import argparse
-import csv
 import sys
 from pathlib import Path
 
 import triton
 
 from benchmarks.compiled.shipped import CHIPS, COLUMNS, INPUTS, measure, row
+from fastsketch.files import write_csv, write_text
 from fastsketch.triton import configs
 
 ROOT = Path(__file__).parents[1]
@@ -76,11 +76,8 @@ def main() -> None:
                 print(f"sm_{capability} {inputs}: {len(rows)} so far", file=sys.stderr, flush=True)
     if bad:
         raise SystemExit(f"{bad} over a limit; nothing written")
-    with CSV.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    PAGE.write_text(page(rows, triton.__version__))
+    write_csv(CSV, COLUMNS, rows)
+    write_text(PAGE, page(rows, triton.__version__))
     print(f"{len(rows)} kernels in {CSV.name} and {PAGE.name}")
 
 

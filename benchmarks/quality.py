@@ -22,7 +22,7 @@ from benchmarks.quality_data import prepare
 from benchmarks.quality_table import GREY, write_results
 from fastsketch.bench.machine import processor
 from fastsketch.errors import FastsketchError
-from fastsketch.files import write_bytes
+from fastsketch.files import write_text
 from fastsketch.metrics import IMAGE_METRICS, Item, evaluate, grey_photo_yardstick
 from fastsketch.training.checkpoint import load_generator
 from fastsketch.training.config import PRESETS, TrainConfig
@@ -110,7 +110,7 @@ def plan(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
     if arguments.minutes:
         own = {**asked, "device": arguments.device, "weights_dir": arguments.weights_dir}
         asked |= epochs_within(arguments.minutes, own, data, arguments.out / "timing")
-    write_bytes(kept, (json.dumps({"scale": arguments.scale, "settings": asked}, indent=2) + "\n").encode())
+    write_text(kept, json.dumps({"scale": arguments.scale, "settings": asked}, indent=2) + "\n")
     return asked
 
 
@@ -196,7 +196,7 @@ def main() -> None:
             if result is None:
                 raise SystemExit(130)
             result |= {"row": row, "seed": None if row == GREY else seed}
-            write_bytes(done, (json.dumps(result, indent=2) + "\n").encode())
+            write_text(done, json.dumps(result, indent=2) + "\n")
             write_results(arguments.out, about, IMAGE_METRICS)
     print(write_results(arguments.out, about, IMAGE_METRICS))
 

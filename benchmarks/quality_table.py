@@ -1,14 +1,12 @@
 """Results of quality runs as csv and as a Markdown table."""
 
-import csv
-import io
 import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastsketch.files import write_bytes
+from fastsketch.files import csv_text, write_text
 from fastsketch.metrics.report import METRICS, OVERALL
 
 GREY = "grey photo"
@@ -24,18 +22,18 @@ def read_results(out: Path) -> list[dict[str, Any]]:
 def write_results(out: Path, about: dict[str, str], metrics: Sequence[str]) -> str:
     """Write results.csv (a line a run and subset) and table.md; the table."""
     results = read_results(out)
-    buffer = io.StringIO()
-    buffer.writelines(f"# {key}: {value}\n" for key, value in about.items())
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["row", "seed", "steps", "seconds", "subset", "images", *metrics])
-    for r in results:
-        run = [r["row"], *("" if r[key] is None else r[key] for key in ("seed", "steps", "seconds"))]
-        for subset, values in r["subsets"].items():
-            cells = [f"{values[m]:.5f}" if m in values else "" for m in metrics]
-            writer.writerow([*run, subset, values["images"], *cells])
-    write_bytes(out / "results.csv", buffer.getvalue().encode())
+    run = ("row", "seed", "steps", "seconds")
+    rows = [
+        {key: r[key] for key in run}
+        | {"subset": subset, "images": values["images"]}
+        | {m: f"{values[m]:.5f}" for m in metrics if m in values}
+        for r in results
+        for subset, values in r["subsets"].items()
+    ]
+    head = "".join(f"# {key}: {value}\n" for key, value in about.items())
+    write_text(out / "results.csv", head + csv_text([*run, "subset", "images", *metrics], rows))
     text = markdown(results, metrics)
-    write_bytes(out / "table.md", text.encode())
+    write_text(out / "table.md", text)
     return text
 
 

@@ -1,8 +1,10 @@
 """Files written whole or not at all."""
 
+import csv
+import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -47,6 +49,29 @@ def write_bytes(path: Path, content: bytes) -> None:
     """A file of these bytes, whole or not at all; what stood there before stays when it cannot be written."""
     with written_whole(path) as part:
         part.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """A table as csv, its head first; what a row lacks stays empty.
+
+    Raises:
+        ValueError: a row has what is no column.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """A file of `csv_text`, whole or not at all."""
+    write_text(path, csv_text(columns, rows))
 
 
 def remove_torn(*folders: Path) -> None:

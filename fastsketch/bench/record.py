@@ -1,7 +1,6 @@
 """Rows of results: measured, kept as csv, read back, printed."""
 
 import csv
-import io
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastsketch.errors import FastsketchError
-from fastsketch.files import write_bytes
+from fastsketch.files import write_csv
 
 RAW_COLUMNS = ["case", "implementation", "call", "ms"]
 
@@ -113,11 +112,8 @@ def save(path: Path, rows: Iterable[Row]) -> None:
     """Write rows into a csv file, whole; rows that stand there for other cases stay, in their places."""
     merged = {(row.case, row.implementation): row for row in read(path)}
     merged.update({(row.case, row.implementation): row for row in rows})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: _text(value) for name, value in asdict(row).items()} for row in merged.values())
-    write_bytes(path, text.getvalue().encode())
+    texts = ({name: _text(value) for name, value in asdict(row).items()} for row in merged.values())
+    write_csv(path, [field.name for field in fields(Row)], texts)
 
 
 def save_raw(path: Path, times: dict[tuple[str, str], list[float]]) -> None:
@@ -131,12 +127,8 @@ def save_raw(path: Path, times: dict[tuple[str, str], list[float]]) -> None:
             for row in reader:
                 merged.setdefault((row["case"], row["implementation"]), []).append(row["ms"])
     merged.update({key: [f"{1e3 * value:.5g}" for value in values] for key, values in times.items()})
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(RAW_COLUMNS)
-    for (case, implementation), values in merged.items():
-        writer.writerows((case, implementation, number, value) for number, value in enumerate(values))
-    write_bytes(path, text.getvalue().encode())
+    calls = ((*key, number, value) for key, values in merged.items() for number, value in enumerate(values))
+    write_csv(path, RAW_COLUMNS, (dict(zip(RAW_COLUMNS, call, strict=True)) for call in calls))
 
 
 def _number(value: float | None, unit: str = "") -> str:

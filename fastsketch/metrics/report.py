@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastsketch.files import written_whole
+from fastsketch.files import csv_text, write_text
 from fastsketch.training.pairs import OVERALL
 
 # Name -> heading; the arrow shows the better direction.
@@ -90,22 +88,13 @@ class Evaluation:
             "images": self.rows,
         }
         texts = {
-            "metrics.csv": _csv_text(["subset", "name", *single], self.rows),
-            "summary.csv": _csv_text(["subset", "images", *self.metrics], summary),
+            "metrics.csv": csv_text(["subset", "name", *single], self.rows),
+            "summary.csv": csv_text(["subset", "images", *self.metrics], summary),
             "metrics.json": json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n",
         }
         for name, text in texts.items():
-            with written_whole(folder / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_text(folder / name, text)
         return [folder / name for name in texts]
-
-
-def _csv_text(columns: list[str], rows: list[dict]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def summarise(rows: list[dict[str, str | float]], metrics: list[str]) -> dict[str, dict[str, float]]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fastsketch import __version__
-from fastsketch.files import write_bytes
+from fastsketch.files import write_text
 from fastsketch.metrics import IMAGE_METRICS, METRICS
 from fastsketch.report import curves
 from fastsketch.report.look import Look
@@ -86,7 +86,7 @@ def save_report(looks: list[Look], path: Path) -> None:
     Raises:
         FastsketchError: the file cannot be written.
     """
-    write_bytes(path, render(looks).encode())
+    write_text(path, render(looks))
 
 
 def unique_names(looks: list[Look]) -> list[str]:

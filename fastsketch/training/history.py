@@ -1,11 +1,10 @@
 """The losses of a run, kept as csv and cut back on resume to where the checkpoint stands."""
 
 import csv
-import io
 from pathlib import Path
 
 from fastsketch.errors import FastsketchError
-from fastsketch.files import write_bytes
+from fastsketch.files import write_csv
 
 
 class LossHistory:
@@ -45,10 +44,6 @@ class LossHistory:
 
     def flush(self) -> None:
         """Write the file, whole."""
-        if not self.rows:
-            return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["step", *self.names], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, "step": int(row["step"])} for row in self.rows)
-        write_bytes(self.path, text.getvalue().encode())
+        if self.rows:
+            rows = ({**row, "step": int(row["step"])} for row in self.rows)
+            write_csv(self.path, ["step", *self.names], rows)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastsketch.errors import FastsketchError
-from fastsketch.files import write_bytes
+from fastsketch.files import write_text
 from fastsketch.training.checkpoint import (
     Training,
     load_checkpoint,
@@ -103,7 +103,7 @@ def save_settings(path: Path, config: TrainConfig) -> None:
     data = config.data if config.data == "builtin" else str(Path(config.data).absolute())
     weights_dir = None if config.weights_dir is None else config.weights_dir.absolute()
     absolute = replace(config, data=data, out=config.out.absolute(), weights_dir=weights_dir)
-    write_bytes(path, absolute.to_json().encode())
+    write_text(path, absolute.to_json())
 
 
 def load_settings(path: Path) -> TrainConfig:

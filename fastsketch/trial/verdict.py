@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from fastsketch.errors import FastsketchError
-from fastsketch.files import write_bytes
+from fastsketch.files import write_text
 from fastsketch.trial.cases import CASES
 from fastsketch.trial.run import Show, try_cases
 
@@ -119,7 +119,7 @@ def hold(subject: Subject, gpu: str, device: str, show: Show = lambda name, wron
     results = try_cases(subject.module, device, subject.cases, show=show)
     with contextlib.suppress(FastsketchError):  # a cache that cannot be written: the next process tries again
         kept = json.dumps(_facts(subject, gpu) | {"results": results}, indent=2) + "\n"
-        write_bytes(kept_in(subject, gpu), kept.encode())
+        write_text(kept_in(subject, gpu), kept)
     return results
 
 
