@@ -13,7 +13,7 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastsketch.errors import FastsketchError
+from fastsketch.errors import FastsketchError, first_line
 
 WEIGHTS_VARIABLE = "FASTSKETCH_WEIGHTS"
 
@@ -58,15 +58,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise FastsketchError(f"{path}: unreadable weights ({_first_line(error)})") from error
+        raise FastsketchError(f"{path}: unreadable weights ({first_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise FastsketchError(f"{path}: expected a dict of tensors")
     return state
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _find(
@@ -93,7 +88,7 @@ def _find(
             )
             return looked[-1], state
         except (OSError, RuntimeError) as error:
-            failure = f"the download failed: {_first_line(error)}"
+            failure = f"the download failed: {first_line(error)}"
     raise WeightsNotFound(
         f"no weights for {weights}: looked for {', '.join(map(str, looked))}; {failure}. "
         f"Put {stem}.safetensors or torchvision's {original} ({weights.url}) into a folder and name "

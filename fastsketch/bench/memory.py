@@ -20,6 +20,7 @@ from torch.autograd.profiler_legacy import profile as legacy_profile
 
 from fastsketch.bench.case import Case, Contender, Recipe
 from fastsketch.bench.machine import allocator
+from fastsketch.errors import first_line
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 MMAP_THRESHOLD, OPTION = 64 * 1024, -3
@@ -61,7 +62,7 @@ def _serve(pipe: Connection, recipe: Recipe, name: str, threads: int) -> None:
     try:
         pipe.send(_measure_cpu(recipe, name, threads))
     except (RuntimeError, MemoryError, OSError) as error:
-        pipe.send(f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        pipe.send(f"{type(error).__name__}: {first_line(error)}")
 
 
 def peak(recipe: Recipe, name: str, *, threads: int, device: str = "cpu", timeout: float = 300.0) -> int | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from fastsketch.errors import FastsketchError
+from fastsketch.errors import FastsketchError, first_line
 from fastsketch.weights import WeightsNotFound, hub_folder, read_weights
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -50,7 +50,7 @@ def frechet_distance(feature: int | nn.Module, inception: Path | None = None) ->
         with torch.random.fork_rng(devices=[]):
             return FrechetInceptionDistance(feature=feature, feature_extractor_weights_path=str(inception))
     except (RuntimeError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise FastsketchError(f"{inception}: not torch-fidelity's Inception weights ({reason})") from error
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from fastsketch.errors import FastsketchError
+from fastsketch.errors import FastsketchError, first_line
 from fastsketch.files import write_bytes
 from fastsketch.nn import ResnetGenerator
 from fastsketch.nn.convolution import use_winograd, winograd_is_available
@@ -39,8 +39,7 @@ def load_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # a damaged or hostile pickle raises nearly anything
-        reason = str(error).strip().split("\n")[0]
-        raise FastsketchError(f"{path}: not a readable checkpoint ({reason})") from error
+        raise FastsketchError(f"{path}: not a readable checkpoint ({first_line(error)})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise FastsketchError(f"{path}: not a fastsketch checkpoint of format {FORMAT}")
     return state

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from fastsketch.errors import FastsketchError
+from fastsketch.errors import FastsketchError, first_line
 from fastsketch.files import remove_torn
 from fastsketch.progress import progress_bar
 from fastsketch.training.batches import Batches
@@ -54,7 +54,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # meta has no values
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise FastsketchError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise FastsketchError(f"device {name!r} cannot be used: {first_line(error)}") from error
     return device
 
 

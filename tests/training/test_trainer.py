@@ -20,7 +20,7 @@ from fastsketch.errors import FastsketchError
 from fastsketch.nn import ResnetGenerator
 from fastsketch.training.checkpoint import load_checkpoint, load_generator, save_checkpoint, save_generator
 from fastsketch.training.config import PRESETS, TrainConfig
-from fastsketch.training.trainer import NonFiniteLoss, Trainer
+from fastsketch.training.trainer import NonFiniteLoss, Trainer, choose_device
 
 
 def trainer(config: TrainConfig) -> Trainer:
@@ -453,6 +453,16 @@ def test_the_largest_seed_trains(tiny):
 def test_bad_device(tiny, name):
     with pytest.raises(FastsketchError, match=f"device '{name}' cannot be used"):
         trainer(tiny(device=name))
+
+
+def test_a_device_that_fails_without_a_word_is_one_line(tiny, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "zeros", fail)
+        with pytest.raises(FastsketchError, match=r"device 'cpu' cannot be used: AssertionError$"):
+            choose_device("cpu")
 
 
 def test_learning_rate_is_constant_then_falls_to_almost_zero(tiny):
