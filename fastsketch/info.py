@@ -3,11 +3,11 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
 from fastsketch import __version__, _backend
+from fastsketch.bench.machine import processor
 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "piq", "lpips", "torchmetrics", "safetensors")
 
@@ -19,20 +19,9 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _processor() -> str:
-    """The processor's name where the system tells it, else its architecture."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
 def _devices() -> list[str]:
     threads = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    lines = [f"cpu     {_processor()}, {threads}, torch runs {torch.backends.cpu.get_cpu_capability()}"]
+    lines = [f"cpu     {processor()}, {threads}, torch runs {torch.backends.cpu.get_cpu_capability()}"]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         memory = facts.total_memory / 2**30

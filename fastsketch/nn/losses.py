@@ -10,6 +10,7 @@ from fastsketch._checks import check_choice, check_like
 from fastsketch.functional import Negatives, patch_nce
 from fastsketch.nn.feature_distance import normalized_distance
 from fastsketch.nn.max_pool import with_halving_pools
+from fastsketch.weights import IMAGENET_MEAN, IMAGENET_STD
 
 PerceptualDistance = Literal["normalized", "l1"]
 
@@ -109,8 +110,8 @@ class PerceptualLoss(nn.Module):
         self.normalized, self.own_kernel = distance == "normalized", True
         head = vgg16_features[: max(self.LAYERS.values()) + 1].eval().requires_grad_(False)
         self.features = with_halving_pools(head)
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def _taps(self, image: Tensor) -> list[Tensor]:
         x = ((image.expand(-1, 3, -1, -1) + 1) / 2 - self.mean) / self.std

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastsketch.training.history import LossHistory
+from fastsketch.training.history import LossHistory, running_mean
 
 WIDTH, HEIGHT = 320, 150
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 22
@@ -54,14 +54,6 @@ def curves(history: LossHistory) -> list[Curve]:
     return drawn
 
 
-def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over a centred window that ends at the borders: no value is made up."""
-    total = np.concatenate(([0.0], np.cumsum(values)))
-    place = np.arange(len(values))
-    low, high = np.maximum(place - window // 2, 0), np.minimum(place + window // 2 + 1, len(values))
-    return (total[high] - total[low]) / (high - low)
-
-
 def nice_ticks(low: float, high: float, most: int = 4) -> list[float]:
     """At most `most` + 1 round numbers within [low, high], 1, 2 or 5 times a power of ten apart."""
     if not high > low:
@@ -74,7 +66,7 @@ def nice_ticks(low: float, high: float, most: int = 4) -> list[float]:
 
 
 def _curve(name: str, steps: np.ndarray, values: np.ndarray) -> Curve:
-    mean = running_mean(values, max(1, len(values) // 20))
+    mean = running_mean(values)
     # A few outliers must not flatten all the rest.
     low, high = min(0.0, float(values.min())), float(max(np.quantile(values, 0.995), mean.max()))
     if not high > low:

@@ -3,6 +3,8 @@
 import csv
 from pathlib import Path
 
+import numpy as np
+
 from fastsketch.errors import FastsketchError
 from fastsketch.files import write_csv
 
@@ -47,3 +49,12 @@ class LossHistory:
         if self.rows:
             rows = ({**row, "step": int(row["step"])} for row in self.rows)
             write_csv(self.path, ["step", *self.names], rows)
+
+
+def running_mean(values: np.ndarray, window: int | None = None) -> np.ndarray:  # [N] -> [N]
+    """Mean over a centred window that ends at the borders: no value is made up. None: a twentieth of the values."""
+    half = (len(values) // 20 if window is None else window) // 2
+    total = np.concatenate(([0.0], np.cumsum(values)))
+    place = np.arange(len(values))
+    low, high = np.maximum(place - half, 0), np.minimum(place + half + 1, len(values))
+    return (total[high] - total[low]) / (high - low)

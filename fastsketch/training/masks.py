@@ -19,7 +19,7 @@ from torchvision.transforms import functional as TF
 from fastsketch.errors import FastsketchError
 from fastsketch.training.images import SMALLEST, fit_within, read_mask, save_image
 from fastsketch.training.mask_methods import METHODS, MaskMethod
-from fastsketch.weights import load_person_segmenter
+from fastsketch.weights import IMAGENET_MEAN, IMAGENET_STD, load_person_segmenter
 
 # Part of the cache key: raise it whenever a method's result changes.
 MASK_VERSION = 1
@@ -28,7 +28,6 @@ NEAR_WHITE = 235  # the darkest channel of a whitened background, JPEG noise all
 NEAR_BLACK = 24  # the brightest channel of the black that fills the corners of a rotated photo
 _WORKING_SIDE = 512  # masks of larger photos are made at this size and scaled up
 _PERSON_CLASS = 15  # in the VOC labels
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def border_is_white(photo: Image.Image) -> bool:
@@ -168,7 +167,7 @@ def grabcut_mask(photo: Image.Image) -> np.ndarray:  # [H, W]
 def person_mask(photo: Image.Image, segmenter: torch.nn.Module) -> np.ndarray:  # [H, W]
     """Probability of the class person, float32 in [0, 1], by a torchvision segmentation network."""
     device = next(segmenter.parameters()).device
-    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (_IMAGENET_MEAN, _IMAGENET_STD))
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = (TF.to_tensor(photo).to(device) - mean) / std
     logits = segmenter(pixels[None])["out"]
     return logits.softmax(dim=1)[0, _PERSON_CLASS].float().cpu().numpy()

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from fastsketch.files import written_whole
-from fastsketch.training.history import LossHistory
+from fastsketch.training.history import LossHistory, running_mean
 from fastsketch.training.images import save_image, to_image
 from fastsketch.training.translator import Translator
 
@@ -92,10 +92,8 @@ def save_loss_curve(history: LossHistory, path: Path) -> None:
         axes = figure.add_subplot(-(-len(names) // columns), columns, panel + 1)
         points = [(row["step"], row[name]) for row in history.rows if name in row]
         steps, values = np.array(points).T
-        window = max(1, len(values) // 20)
-        padded = np.pad(values, (window // 2, window - 1 - window // 2), mode="edge")
         axes.plot(steps, values, color="#bbbbbb", linewidth=0.8)
-        axes.plot(steps, np.convolve(padded, np.ones(window) / window, "valid"), color="#1f4e79", linewidth=1.6)
+        axes.plot(steps, running_mean(values), color="#1f4e79", linewidth=1.6)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)

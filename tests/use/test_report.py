@@ -8,7 +8,7 @@ from PIL import Image
 
 from fastsketch.cli import main
 from fastsketch.report import curves
-from fastsketch.training.history import LossHistory
+from fastsketch.training.history import LossHistory, running_mean
 
 
 def report(capsys, *arguments) -> tuple[int, str, str]:
@@ -185,8 +185,8 @@ def test_refuses(capsys, a_run, tmp_path):
 
 def test_curves(tmp_path):
     values = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
-    assert np.allclose(curves.running_mean(values, 3), [1.5, 7 / 3, 14 / 3, 28 / 3, 12])
-    assert np.array_equal(curves.running_mean(values, 1), values)
+    assert np.allclose(running_mean(values, 3), [1.5, 7 / 3, 14 / 3, 28 / 3, 12])
+    assert np.array_equal(running_mean(values, 1), values)
     assert curves.nice_ticks(0, 1.7) == [0, 0.5, 1, 1.5]
     assert curves.nice_ticks(10, 640) == [200, 400, 600]
     history = LossHistory(tmp_path / "losses.csv")
