@@ -22,7 +22,7 @@ from fastsketch.nn.attention import DualAttention
 from fastsketch.training.checkpoint import load_generator
 from fastsketch.training.data import SketchDataset
 from fastsketch.training.pairs import find_pairs
-from fastsketch.training.trainer import load_settings
+from fastsketch.training.run_files import load_settings
 
 Scores = dict[str, Tensor]
 

@@ -10,15 +10,13 @@ from torch import Tensor
 import fastsketch
 from fastsketch.bench.baselines import cut
 from fastsketch.bench.case import Bar, Case, Recipe, against_eager, random
-from fastsketch.bench.layers import BORDERS, DIM, LAYERS, SAMPLES, Features, layer_shapes, mlps, projection, sinks
+from fastsketch.bench.layers import BORDERS, DIM, SAMPLES, Features, layer_shapes, mlps, projection, sinks
 from fastsketch.bench.networks import CASES as NETWORK_CASES
 from fastsketch.bench.networks import CPU_CASES
 from fastsketch.bench.selection import CASES as SELECTION_CASES
 from fastsketch.compat.cut import PatchNCELoss, PatchSampleF
 from fastsketch.nn.losses import MultiLayerPatchNCE
 from fastsketch.nn.sampler import PatchSample
-
-__all__ = ["BORDERS", "CASES", "CPU_CASES", "LAYERS"]
 
 
 def as_positions(ids: Sequence[Tensor], batch: int) -> list[Tensor]:

@@ -73,7 +73,7 @@ def _defaults(arguments: Sequence[str]) -> TrainConfig:
     Unpaired data has no target, so the losses that need one are off by default there.
     """
     from fastsketch.training.config import PRESETS, TrainConfig
-    from fastsketch.training.trainer import RunPaths, load_settings
+    from fastsketch.training.run_files import RunPaths, load_settings
 
     def value(flag: str) -> str | None:  # the last counts, as for tyro
         for number in reversed(range(len(arguments))):

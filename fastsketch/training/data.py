@@ -17,9 +17,7 @@ from torchvision.transforms import functional as TF
 from fastsketch.errors import FastsketchError
 from fastsketch.training.images import fit_within, header_size, pad_to, picture_size, read_photo, read_sketch
 from fastsketch.training.masks import MaskSource
-from fastsketch.training.pairs import OVERALL, Pair, find_pairs, find_sketches, name_some
-
-__all__ = ["EpochSampler", "Pair", "SketchDataset", "find_pairs", "find_sketches"]
+from fastsketch.training.pairs import OVERALL, Pair, name_some
 
 # Streams of random numbers that must not coincide for equal (seed, epoch).
 _ITEM_STREAM, _ORDER_STREAM = 0, 1

@@ -33,8 +33,6 @@ from fastsketch.training.speed import choose_speed
 from fastsketch.training.step import TrainingStep
 from fastsketch.training.translator import Translator
 
-__all__ = ["NonFiniteLoss", "RunPaths", "Trainer", "choose_device", "load_settings"]
-
 _POSITIONS, _FLIP = 2, 3
 """Streams of random numbers, beside those of the data."""
 

@@ -13,10 +13,10 @@ from PIL import ExifTags, Image
 from torch.utils.data import DataLoader
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training.data import EpochSampler, SketchDataset, find_pairs, find_sketches
+from fastsketch.training.data import EpochSampler, SketchDataset
 from fastsketch.training.images import to_signed_tensor
 from fastsketch.training.masks import MaskSource
-from fastsketch.training.pairs import left_out, note_on_split
+from fastsketch.training.pairs import find_pairs, find_sketches, left_out, note_on_split
 
 NONE = MaskSource("none")
 

@@ -22,7 +22,7 @@ from fastsketch.training.checkpoint import load_checkpoint, load_generator
 from fastsketch.training.generate import draw_sketches
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import find_pairs
-from fastsketch.training.trainer import load_settings
+from fastsketch.training.run_files import load_settings
 from fastsketch.training.translator import build_generator
 
 run, data, inputs = (Path(argument) for argument in sys.argv[1:])
