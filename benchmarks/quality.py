@@ -134,7 +134,7 @@ def run_row(config: TrainConfig, data: Path, weights_dir: Path | None) -> dict[s
         weights_dir=weights_dir,
         device=trainer.device,
         batch_size=32,
-        progress=False,
+        quiet=True,
         image_size=size,
     )
     return {"steps": trainer.step, "seconds": seconds, "subsets": result.summary}
@@ -150,7 +150,7 @@ def run_grey(settings: dict[str, Any], data: Path, weights_dir: Path | None, dev
         weights_dir=weights_dir,
         device=choose_device(device),
         batch_size=32,
-        progress=False,
+        quiet=True,
     )
     return {"steps": 0, "seconds": None, "subsets": result.summary}
 

@@ -91,7 +91,7 @@ def main() -> None:
     for name, change in CHANGES.items():
         with tempfile.TemporaryDirectory() as folder:
             items = write_changed(change, pairs, options.drawn, Path(folder), options.image_size)
-            settings = {"weights_dir": options.weights_dir, "progress": False, "image_size": options.image_size}
+            settings = {"weights_dir": options.weights_dir, "quiet": True, "image_size": options.image_size}
             means = evaluate(items, metrics=IMAGE_METRICS, **settings).summary["all"]
         print(f"| {name} | " + " | ".join(f"{means[metric]:.4f}" for metric in IMAGE_METRICS) + " |", flush=True)
 

@@ -54,7 +54,7 @@ def run_demo(out: Path, weights_dir: Path | None = None, config: TrainConfig | N
         config: other settings than `demo_config`'s.
     """
     print(f"[1/4] drawing {TRAIN + TEST} faces with their sketches")
-    data = write_faces(out / "faces", train=TRAIN, test=TEST, height=HEIGHT, width=WIDTH, progress=True)
+    data = write_faces(out / "faces", train=TRAIN, test=TEST, height=HEIGHT, width=WIDTH, quiet=False)
 
     config = config or demo_config(out, weights_dir)
     config = replace(config, resume=(config.out / "checkpoint.pt").exists())
@@ -73,7 +73,7 @@ def run_demo(out: Path, weights_dir: Path | None = None, config: TrainConfig | N
     print("[4/4] comparing them with the true sketches")
     items = [Item(p.subset, p.name, path, p.sketch) for p, path in zip(pairs, drawn, strict=True)]
     result = evaluate(
-        items, metrics=("fsim", "ssim", "lpips-alex"), weights_dir=weights_dir, download=False, progress=False
+        items, metrics=("fsim", "ssim", "lpips-alex"), weights_dir=weights_dir, download=False, quiet=True
     )
     print(result.table())
     result.save(out / "sketches")

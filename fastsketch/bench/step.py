@@ -123,7 +123,7 @@ def training_step(
     """
     folder = tempfile.TemporaryDirectory(prefix="fastsketch-bench-")
     root = Path(folder.name)
-    data = write_faces(root / "faces", train=1, test=1, height=side, width=side, progress=False)
+    data = write_faces(root / "faces", train=1, test=1, height=side, width=side)
     settings: dict[str, Any] = {"image_size": side, "sketch_channels": 3, "masks": "white"}
     settings |= {"width": width, "discriminator_width": width, "num_patches": min(256, (side // 4) ** 2)}
     settings |= {"batch_size": batch, "device": device.type, "pictures": 0, "perceptual_weights": "random"}

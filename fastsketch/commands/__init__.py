@@ -12,4 +12,4 @@ def data_folder(name: str, cache: Path) -> Path:
         return Path(name)
     from fastsketch.training.faces import write_faces
 
-    return write_faces(cache, progress=True)
+    return write_faces(cache, quiet=False)

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         "inception": options.inception,
         "device": str(choose_device(options.device)),
         "batch_size": options.batch_size,
-        "progress": not options.quiet,
+        "quiet": options.quiet,
         "image_size": options.image_size,
     }
     if options.grey_photos:

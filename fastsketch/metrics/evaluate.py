@@ -108,7 +108,7 @@ def evaluate(
     inception: str | Path | None = None,
     device: str | torch.device = "cpu",
     batch_size: int = 8,
-    progress: bool = True,
+    quiet: bool = False,
     download: bool = True,
     image_size: int | None = None,
 ) -> Evaluation:
@@ -125,7 +125,7 @@ def evaluate(
         inception: torch-fidelity's Inception weights file, for FID; default its cache. Never downloaded.
         device: where to compute.
         batch_size: images at a time.
-        progress: show a progress bar (on stderr).
+        quiet: no progress bar (on stderr).
         download: whether torchvision may download LPIPS' backbones.
         image_size: scale larger references down to fit in this square first, in pixels (antialiased, aspect kept), as
             training at reduced size does; values at different sizes are not comparable.
@@ -157,7 +157,7 @@ def evaluate(
             unavailable[name] = str(error)
 
     rows: list[dict[str, str | float]] = []
-    with progress_bar(total=len(items), desc="evaluate", unit="image", disable=not progress) as bar:
+    with progress_bar(total=len(items), desc="evaluate", unit="image", disable=quiet) as bar:
         for batch in _batches(items, batch_size, image_size):
             chosen, *sides = zip(*batch, strict=True)
             values = _batch_values(by_image, distances, chosen, sides, device)

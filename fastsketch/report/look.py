@@ -159,7 +159,7 @@ def look_at_run(
                 metrics=IMAGE_METRICS,
                 weights_dir=weights_dir,
                 device=device,
-                progress=not quiet,
+                quiet=quiet,
                 download=False,
                 image_size=config.image_size,
             )

@@ -24,7 +24,7 @@ from fastsketch.training.pairs import Pair, find_pairs
 from fastsketch.weights import WeightsNotFound, load_alexnet_features
 
 REAL = os.environ.get("FASTSKETCH_WEIGHTS")
-QUIET = {"progress": False, "download": False}
+QUIET = {"quiet": True, "download": False}
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ def write_faces(
     height: int = 250,
     width: int = 200,
     seed: int = 0,
-    progress: bool = False,
+    quiet: bool = True,
 ) -> Path:
     """Write the built-in data set: procedurally drawn faces, their pencil sketches and masks.
 
@@ -43,7 +43,7 @@ def write_faces(
         height: Pixels, 32 to 2048.
         width: Pixels, 32 to 2048.
         seed: Seed of the set, >= 0. Face ``i`` depends on ``(seed, i)`` only, test faces counting on from ``train``.
-        progress: Show a progress bar.
+        quiet: No progress bar on stderr.
 
     Returns:
         ``root`` as an absolute :class:`~pathlib.Path`.
@@ -85,17 +85,17 @@ def write_faces(
             )
 
     try:
-        _write_whole(root, stamp, progress)
+        _write_whole(root, stamp, quiet)
     except OSError as error:
         raise FastsketchError(f"{root}: could not write the built-in faces: {error}") from error
     return root
 
 
-def _write_whole(root: Path, stamp: dict[str, int], progress: bool) -> None:
+def _write_whole(root: Path, stamp: dict[str, int], quiet: bool) -> None:
     root.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
-        _fill(draft, stamp, progress)
+        _fill(draft, stamp, quiet)
         try:
             _swap(draft, root)
         except OSError:
@@ -131,13 +131,13 @@ def _is_whole(root: Path, stamp: dict[str, int]) -> bool:
     )
 
 
-def _fill(draft: Path, stamp: dict[str, int], progress: bool) -> None:
+def _fill(draft: Path, stamp: dict[str, int], quiet: bool) -> None:
     listing = _listing(stamp)
     for split in dict.fromkeys(split for split, _ in listing):
         for kind in _KINDS:
             (draft / SUBSET / split / kind).mkdir(parents=True)
     items = list(enumerate(listing))
-    if progress:
+    if not quiet:
         from fastsketch.progress import progress_bar
 
         items = progress_bar(items, desc="drawing faces", unit="face")
