@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from fastsketch.errors import FastsketchError
-from fastsketch.training import masks
+from fastsketch.training import made_masks, masks
 from fastsketch.training.images import save_image
-from fastsketch.training.masks import MaskSource, border_is_white, grabcut_mask, person_mask, white_background_mask
+from fastsketch.training.made_masks import border_is_white, grabcut_mask, person_mask, white_background_mask
+from fastsketch.training.masks import MaskSource
 from fastsketch.weights import WeightsNotFound
 
 HEIGHT, WIDTH = 250, 200
@@ -74,7 +75,7 @@ def test_black_clothes_are_no_wedge():
     pixels, truth = portrait((250, 250, 250), (5, 5, 5))
     assert overlap(white_background_mask(Image.fromarray(pixels)), truth) > 0.99
     pixels[230:] = np.where(truth[230:, :, None] == 1, pixels[230:], 250)
-    assert not masks._black_wedge(pixels.max(axis=2)).any()
+    assert not made_masks._black_wedge(pixels.max(axis=2)).any()
 
 
 def test_grabcut_on_a_textured_background():
