@@ -7,7 +7,6 @@ is all that a CPU is good for here.
 """
 
 import argparse
-import csv
 import os
 import statistics
 import time
@@ -19,6 +18,10 @@ import torch
 
 from benchmarks.gpu_cases import CASES, DEVICE, Case
 from fastsketch import _backend
+from fastsketch.bench.memory import rise_cuda
+from fastsketch.files import write_csv, write_text
+
+COLUMNS = ("chip", "case", "contender", "p20_us", "p50_us", "p80_us", "peak_bytes")
 
 
 def synchronize() -> None:
@@ -42,18 +45,6 @@ def seconds(run: Callable[[], Any], repeats: int) -> float:
     return start.elapsed_time(end) / 1e3 / repeats
 
 
-def peak_bytes(run: Callable[[], Any]) -> int:
-    """Memory that one call takes above what is there already; 0 on a CPU."""
-    if DEVICE.type != "cuda":
-        return 0
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def measure(name: str, case: Case, rounds: int) -> Iterator[tuple]:
     """(case, contender, p20, p50, p80 in µs, peak bytes) of each contender, timed in turns."""
     times: dict[str, list[float]] = {contender: [] for contender in case.contenders}
@@ -69,7 +60,8 @@ def measure(name: str, case: Case, rounds: int) -> Iterator[tuple]:
             times[contender].append(seconds(run, repeats[contender]))
     for contender, values in times.items():
         percentiles = statistics.quantiles(values, n=10, method="inclusive")
-        yield name, contender, *(1e6 * percentiles[i] for i in (1, 4, 7)), peak_bytes(case.contenders[contender])
+        peak = rise_cuda(case.contenders[contender]) if DEVICE.type == "cuda" else 0
+        yield name, contender, *(1e6 * percentiles[i] for i in (1, 4, 7)), peak
 
 
 def report(name: str, case: Case, rows: list[tuple]) -> list[str]:
@@ -120,11 +112,8 @@ def main() -> None:
             table += rows
             text += report(name, case, rows)
         print(text[-2] if text[-2].startswith("FAILED") else f"done: {name}", flush=True)
-        (options.out / "gpu.md").write_text("\n".join(text))
-        with (options.out / "gpu.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("chip", "case", "contender", "p20_us", "p50_us", "p80_us", "peak_bytes"))
-            writer.writerows((chip, *row) for row in table)
+        write_text(options.out / "gpu.md", "\n".join(text))
+        write_csv(options.out / "gpu.csv", COLUMNS, (dict(zip(COLUMNS, (chip, *row), strict=True)) for row in table))
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

@@ -1,5 +1,6 @@
 """The cases of benchmarks/gpu.py: contenders, and the bars they are held to."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ from torchvision.models import vgg16
 import fastsketch
 from fastsketch import _backend
 from fastsketch.bench.baselines import cut
-from fastsketch.bench.baselines.attention import statistics
 from fastsketch.bench.layers import BORDERS, DIM, LAYERS, SAMPLES
+from fastsketch.bench.selection import attention_statistics
 from fastsketch.nn import PerceptualLoss, ResnetGenerator
 from fastsketch.nn.losses import MultiLayerPatchNCE
 from fastsketch.nn.own_kernels import use_own_kernels
@@ -171,18 +172,11 @@ def sampling(batch: int, quick: bool) -> Case:
 
 def attention(positions: int, quick: bool) -> Case:
     """Column means and row entropies, d = 32, against the materialised softmax."""
-    positions = 256 if quick else positions
-    query, key = (torch.randn(1, positions, 32, device=DEVICE) for _ in range(2))
-    exact = statistics(query.double(), key.double())
-    for one, other in zip(fastsketch.attention_statistics(query, key), exact, strict=True):
-        torch.testing.assert_close(one.double(), other, atol=1e-6, rtol=1e-4)
-    return Case(
-        {
-            "fastsketch": lambda: fastsketch.attention_statistics(query, key),
-            "materialised": lambda: statistics(query, key),
-        },
-        [("fastsketch", "materialised", 3.0)],
-    )
+    case = attention_statistics(256 if quick else positions, DEVICE)
+    inputs = case.make()
+    case.check(inputs)
+    ways = {name: functools.partial(case.contenders[name].run, inputs, None) for name in ("fastsketch", "materialised")}
+    return Case(ways, [("fastsketch", "materialised", 3.0)])
 
 
 def generator(batch: int, quick: bool) -> Case:

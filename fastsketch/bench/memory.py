@@ -11,6 +11,7 @@ import ctypes
 import gc
 import multiprocessing
 import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,15 @@ def _peak_cuda(case: Case, name: str) -> int:
     contender, inputs = case.contenders[name], case.make()
     _call(contender, inputs)
     prepared = contender.prepare(inputs)
+    return rise_cuda(lambda: contender.run(inputs, prepared))
+
+
+def rise_cuda(run: Callable[[], Any]) -> int:
+    """Bytes that a call takes of the current GPU above what is there already, as torch's allocator counts them."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    contender.run(inputs, prepared)
+    run()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
