@@ -17,6 +17,8 @@ def check_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...]) -> N
     if value.dtype not in dtypes:
         allowed = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name} must be one of {allowed}, got {value.dtype}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got {value.layout}")
 
 
 def check_list(name: str, value: object) -> None:
@@ -32,7 +34,7 @@ def check_like(name: str, value: Tensor, shape: tuple[int, ...], like: Tensor) -
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
@@ -42,7 +44,7 @@ def check_number(name: str, value: object) -> None:
             raise TypeError(f"{name} must be a number, got a tensor that wants a gradient, which would be lost")
         if value.numel() != 1:
             raise TypeError(f"{name} must be a number, got a tensor of shape {list(value.shape)}")
-    elif not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
+    elif not isinstance(value, (int, float)) and (not hasattr(value, "__float__") or getattr(value, "ndim", 0)):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
@@ -72,6 +74,15 @@ def check_sides(name: str, value: Sequence[int]) -> None:
         raise ValueError(f"{name} must be positive, got {tuple(value)}")
 
 
+def is_whole(value: object) -> bool:
+    return isinstance(value, (int, torch.SymInt, Integral)) and not isinstance(value, bool)
+
+
 def check_whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, Integral)):
+    if not is_whole(value):
         raise TypeError(f"{name} must hold ints, got {value!r}")
+
+
+def check_int(name: str, value: object) -> None:
+    if not is_whole(value):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")

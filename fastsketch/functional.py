@@ -17,6 +17,7 @@ from fastsketch._checks import (
     INTEGER,
     check_above_zero,
     check_choice,
+    check_int,
     check_like,
     check_list,
     check_number,
@@ -337,7 +338,9 @@ def place_positions(
         raise TypeError(f"sizes must be a list of pairs, height and width, got {type(sizes).__name__}")
     for number, size in enumerate(sizes):
         check_sides(f"sizes[{number}]", size)
-    borders = [0] * len(sizes) if borders is None else list(borders)
+    borders = [0] * len(sizes) if borders is None else borders
+    if isinstance(borders, (Tensor, str)) or not hasattr(borders, "__len__"):
+        raise TypeError(f"borders must be a list of ints, one a size, got {type(borders).__name__}")
     if len(borders) != len(sizes):
         raise ValueError(f"borders must hold one number for each of the {len(sizes)} sizes, got {len(borders)}")
     for size, border in zip(sizes, borders, strict=True):
@@ -352,7 +355,7 @@ def place_positions(
     check_tensor("uniform", uniform, (torch.float32,))
     check_like("uniform", uniform, shape, index)
     flat_sizes = [side for size in sizes for side in size]
-    return _placing.place(index, list(grid), flat_sizes, borders, uniform)
+    return _placing.place(index, list(grid), flat_sizes, list(borders), uniform)
 
 
 def sample_patches(
@@ -396,8 +399,7 @@ def sample_patches(
     check_tensor("density", density, FLOATING)
     if density.dim() < 2 or 0 in density.shape:
         raise ValueError(f"density must be [B, *spatial], not empty, got {list(density.shape)}")
-    if not isinstance(num_patches, int) or isinstance(num_patches, bool):
-        raise TypeError(f"num_patches must be an int, got {type(num_patches).__name__}")
+    check_int("num_patches", num_patches)
     positions = density.shape[1:].numel()
     if not 1 <= num_patches <= positions:
         raise ValueError(f"num_patches must be 1 to {positions}, the positions of an image, got {num_patches}")
@@ -480,12 +482,13 @@ def local_density(structure_map: Tensor, window: int = 7) -> Tensor:
         [B, H, W] in the map's dtype (float32 for half precision).
 
     Raises:
-        TypeError: `structure_map` is no tensor, or not floating.
+        TypeError: `structure_map` is no tensor, or not floating; `window` is no int.
         ValueError: not [B, H, W], or a window that is not odd and positive.
     """
     check_tensor("structure_map", structure_map, FLOATING)
-    if structure_map.dim() != 3:
-        raise ValueError(f"structure_map must be [B, H, W], got {list(structure_map.shape)}")
+    if structure_map.dim() != 3 or 0 in structure_map.shape[1:]:
+        raise ValueError(f"structure_map must be [B, H, W], H and W at least 1, got {list(structure_map.shape)}")
+    check_int("window", window)
     if window < 1 or window % 2 == 0:
         raise ValueError(f"window must be odd and positive, got {window}")
     values = widened(structure_map)[:, None]

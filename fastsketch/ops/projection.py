@@ -93,7 +93,9 @@ class ProjectAndNormalize(Function):
 
 def _project(patches: Sequence[Tensor], parameters: Sequence[Tensor], check: Callable[[], None], normalize: bool):
     kernel = None
-    if len(patches) and nothing_looks_on(*patches, *parameters) and patches[0].dtype in (torch.float32, torch.float64):
+    first = patches[0] if len(patches) else None
+    fits = isinstance(first, Tensor) and first.dtype in (torch.float32, torch.float64)
+    if fits and nothing_looks_on(*patches, *parameters):
         kernel = _backend.optional_kernel("project_patches_forward", patches[0].device)
         if normalize and _backend.optional_kernel("normalize_layers", patches[0].device) is None:
             kernel = None

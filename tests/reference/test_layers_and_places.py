@@ -150,6 +150,7 @@ PLACES = torch.zeros(2, 3, dtype=torch.int64)
         ({"sizes": (8, 8)}, TypeError, r"sizes\[0\] must be a pair of ints, height and width, got int"),
         ({"sizes": 8}, TypeError, "sizes must be a list of pairs, height and width, got int"),
         ({"borders": [0.5]}, TypeError, "borders must hold ints, got 0.5"),
+        ({"borders": 1}, TypeError, "borders must be a list of ints, one a size, got int"),
         ({"index": PLACES - 1}, ValueError, r"index must lie in \[0, 16\), the cells of grid; got -1 to -1"),
         ({"index": PLACES + 16}, ValueError, r"index must lie in \[0, 16\), the cells of grid; got 16 to 16"),
         ({"uniform": torch.full((1, 2, 2, 3), 1.01)}, ValueError, r"uniform must lie in \[0, 1\], got 1.0"),

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -344,6 +345,9 @@ Q, K, R = torch.zeros(2, 5, 3), torch.zeros(2, 5, 3), torch.zeros(2, 5, dtype=to
         (ValueError, "temperature must be positive and finite, got inf", {"temperature": float("inf")}),
         (TypeError, "temperature must be a number, got '0.07'", {"temperature": "0.07"}),
         (TypeError, "temperature must be a number, got None", {"temperature": None}),
+        (TypeError, r"temperature must be a number, got array\(\[1\., 1\.\]\)", {"temperature": np.ones(2)}),
+        (ValueError, r"negatives must be one of .* got array\(\[1\., 1\.\]\)", {"negatives": np.ones(2)}),
+        (TypeError, "query must be dense, got torch.sparse_coo", {"query": Q.to_sparse()}),
         (TypeError, r"temperature must be a number, got a tensor of shape \[2\]", {"temperature": torch.ones(2)}),
         (ValueError, "negatives must be one of image, .* got 'all'", {"negatives": "all"}),
         (ValueError, "reduction must be one of mean, sum, none, got 'max'", {"reduction": "max"}),

@@ -124,6 +124,7 @@ def test_compiles_without_a_break(backend):
         (lambda p, w: p.__setitem__(1, p[1][:, :3]), ValueError, r"patches\[1\] must have shape"),
         (lambda p, w: p.__setitem__(1, p[1].float()), TypeError, r"patches\[1\] must be one of float64"),
         (lambda p, w: w.__setitem__(4, w[4][:, :2]), ValueError, r"parameters\[4\] must have shape \[16, 11\]"),
+        (lambda p, w: p.__setitem__(0, None), TypeError, r"patches\[0\] must be a torch.Tensor, got NoneType"),
         (lambda p, w: w.__setitem__(7, w[7].int()), TypeError, r"parameters\[7\]"),
         (lambda p, w: w.__setitem__(3, None), TypeError, r"parameters\[3\] must be a torch.Tensor, got NoneType"),
         (lambda p, w: w.__setitem__(0, w[0][0, 0]), ValueError, r"parameters\[0\] must be \[H, C\]"),

@@ -415,3 +415,21 @@ def spoiled(value: float) -> Tensor:
 def test_bad_input_is_named(error, message, arguments):
     with pytest.raises(error, match=message):
         fastsketch.sample_patches(**{"density": D, "num_patches": 5, **arguments})
+
+
+def test_a_number_of_numpy_is_a_number(backend):
+    assert fastsketch.sample_patches(D, np.int64(5)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "structure_map", "window"),
+    [
+        (TypeError, "window must be an int, got float", D, 7.0),
+        (TypeError, "window must be an int, got NoneType", D, None),
+        (ValueError, "window must be odd and positive, got 4", D, 4),
+        (ValueError, r"structure_map must be \[B, H, W\], H and W at least 1, got \[2, 3, 0\]", D[..., :0], 7),
+    ],
+)
+def test_bad_density_is_named(error, message, structure_map, window):
+    with pytest.raises(error, match=message):
+        fastsketch.local_density(structure_map, window)
