@@ -16,6 +16,7 @@ Those of 7×7 (`csrc/cpu/direct.h`) follow the definition, along rows, where the
 import torch
 from torch import Tensor, nn
 
+from fastsketch._checks import check_int
 from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.nn.padding import reflection_pad
 from fastsketch.ops import formula
@@ -75,10 +76,11 @@ def convolve(
 ) -> Tensor:
     """`conv2d(x, weight, bias, padding=padding)` of stride 1, for three sizes of kernels.
 
-    Where the C++ kernels are not there, or something other than autograd looks on, it is the framework's convolution.
+    Where the C++ kernels are not there, or something other than autograd looks on, or in half precision, it is the
+    framework's convolution.
 
     Args:
-        x: [B, Cin, H, W], sides at least K with the padding; float32 or float64, on the CPU.
+        x: [B, Cin, H, W], sides at least K with the padding; floating, float32 or float64 for the kernels.
         weight: [Cout, Cin, K, K], K 3, 4 or 7, of x's dtype.
         bias: [Cout], or None.
         padding: on each side, 0 to 2, of a 7×7 kernel to 3.
@@ -88,11 +90,13 @@ def convolve(
         [B, Cout, H + 2 padding + 1 − K, W + 2 padding + 1 − K], and not a view.
 
     Raises:
+        TypeError: a padding that is no int; several dtypes, but under autocast.
         ValueError: a wrong shape or padding.
     """
     size = weight.shape[-1]
     if weight.dim() != 4 or size not in LARGEST_PADDING:
         raise ValueError(f"weight must be [Cout, Cin, K, K], K 3, 4 or 7, got {list(weight.shape)}")
+    check_int("padding", padding)
     if not 0 <= padding <= LARGEST_PADDING[size] or padding_mode not in ("zeros", "reflect"):
         most = LARGEST_PADDING[size]
         raise ValueError(f"padding must be 0 to {most}, with zeros or reflect, got {padding} with {padding_mode}")
@@ -102,7 +106,14 @@ def convolve(
         raise ValueError(f"x must be [B, Cin, H, W] with sides of at least {least}, got {list(x.shape)}")
     if tuple(weight.shape[1:]) != (x.shape[1], size, size):
         raise ValueError(f"weight must be [Cout, {x.shape[1]}, {size}, {size}], got {list(weight.shape)}")
-    if usable("convolve", x, weight, bias) and weight.numel() > 0:
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ValueError(f"bias must be [{weight.shape[0]}], got {list(bias.shape)}")
+    if not torch.is_autocast_enabled(x.device.type):
+        for name, other in (("weight", weight), ("bias", bias)):
+            if other is not None and other.dtype != x.dtype:
+                raise TypeError(f"{name} must have x's dtype {x.dtype}, got {other.dtype}")
+    by_kernel = x.dtype in (torch.float32, torch.float64) and weight.numel() > 0
+    if by_kernel and usable("convolve", x, weight, bias):
         return _Convolve.apply(x.contiguous(), weight, bias, padding, reflect)
     return _plain(x, weight, bias, padding, reflect)
 

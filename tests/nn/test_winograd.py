@@ -147,10 +147,15 @@ def test_half_precision_and_narrow_layers_take_the_direct_way():
     for layer in (wide, narrow):
         use_winograd(layer)
     assert wide.winograd and not narrow.winograd
-    x = torch.randn(1, 64, 8, 8)
+    x = torch.randn(1, 64, 26, 26)  # tiles enough to be worth the transforms
     with torch.autocast("cpu", torch.bfloat16):
         assert wide(x).dtype == torch.bfloat16
-    assert wide.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+    for dtype in (torch.bfloat16, torch.float16):
+        given = x.to(dtype).requires_grad_()
+        out = wide.to(dtype)(given)
+        wanted = torch.nn.functional.conv2d(given, wide.weight, wide.bias)
+        assert out.dtype == dtype and torch.equal(out, wanted)
+        assert torch.autograd.grad(out.sum(), given)[0].dtype == dtype
 
 
 def test_bad_shapes_are_named():
@@ -162,6 +167,12 @@ def test_bad_shapes_are_named():
     for padding, mode in ((3, "zeros"), (1, "circular")):
         with pytest.raises(ValueError, match="padding must be"):
             convolve(torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 3, 3), None, padding, mode)
+    with pytest.raises(ValueError, match=r"bias must be \[4\], got \[3\]"):
+        convolve(torch.zeros(1, 2, 5, 5), torch.zeros(4, 2, 3, 3), torch.zeros(3))
+    with pytest.raises(TypeError, match="padding must be an int, got bool"):
+        convolve(torch.zeros(1, 2, 5, 5), torch.zeros(4, 2, 3, 3), None, True)
+    with pytest.raises(TypeError, match=r"weight must have x's dtype torch\.float32, got torch\.float64"):
+        convolve(torch.zeros(1, 2, 5, 5), torch.zeros(4, 2, 3, 3).double())
     with pytest.raises(ValueError, match="sides of at least 3"):
         convolve(torch.zeros(1, 2, 5, 2), torch.zeros(1, 2, 3, 3), None, 2, "reflect")
 
