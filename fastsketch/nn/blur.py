@@ -70,8 +70,19 @@ class _Blur(nn.Module):
         if nothing_looks_on(self.filt) and not torch.equal(self.filt.cpu().float(), self._values.expand_as(self.filt)):
             errors.append(f"{prefix}filt must be the binomial kernel {self._values.tolist()}")
 
+    def _check(self, x: Tensor, least: int) -> None:
+        channels = self.filt.shape[0]
+        if isinstance(x, Tensor) and (  # a tracer's stand-in has no numbers
+            x.dim() != 4 or x.shape[1] != channels or x.shape[2] < least or x.shape[3] < least
+        ):
+            raise ValueError(f"x must be [B, {channels}, H, W], sides at least {least}, got {list(x.shape)}")
+
     def _takes_kernel(self, name: str, x: Tensor) -> bool:
-        return usable(name, x, on=self.own_kernel) and x.dim() == 4 and min(x.shape[2:]) >= 2
+        return usable(name, x, on=self.own_kernel) and min(x.shape[2:]) >= 2
+
+    def _filter(self, x: Tensor) -> Tensor:
+        """In the map's dtype; as it is where a tracer looks on, or for integers."""
+        return self.filt.to(x.dtype) if nothing_looks_on(x) and x.is_floating_point() else self.filt
 
 
 class BlurDownsample(_Blur):
@@ -87,10 +98,15 @@ class BlurDownsample(_Blur):
         super().__init__(channels, [1, 2, 1], 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W], sides at least 2, to [B, C, ⌈H/2⌉, ⌈W/2⌉]."""
+        """[B, C, H, W], sides at least 2, to [B, C, ⌈H/2⌉, ⌈W/2⌉].
+
+        Raises:
+            ValueError: another shape.
+        """
+        self._check(x, 2)
         if self._takes_kernel("blur_downsample", x):
             return _Downsample.apply(x, self.filt)
-        return _downsample(x, self.filt)
+        return _downsample(x, self._filter(x))
 
 
 class BlurUpsample(_Blur):
@@ -104,7 +120,12 @@ class BlurUpsample(_Blur):
         super().__init__(channels, [1, 3, 3, 1], 4.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to [B, C, 2H, 2W]."""
+        """[B, C, H, W] to [B, C, 2H, 2W].
+
+        Raises:
+            ValueError: another shape.
+        """
+        self._check(x, 1)
         if self._takes_kernel("blur_upsample", x):
             return _Upsample.apply(x, self.filt)
-        return _upsample(x, self.filt)
+        return _upsample(x, self._filter(x))

@@ -69,6 +69,18 @@ def test_any_strides_and_nothing_kept(kind):
     assert blur(torch.zeros(0, 4, 6, 6)).shape[0] == 0
 
 
+@pytest.mark.parametrize("name", ["cpp", "reference"])
+@pytest.mark.parametrize("kind", BLURS)
+def test_either_way_takes_the_same_maps(kind, name):
+    blur, least = kind(4), {BlurDownsample: 2, BlurUpsample: 1}[kind]
+    with use_backend(name):
+        for dtype in (torch.float64, torch.bfloat16):
+            assert blur(torch.ones(2, 4, 6, 5, dtype=dtype)).dtype == dtype
+        for shape in ((1, 8, 6, 6), (4, 6, 6), (1, 4, 6, least - 1), (1, 2, 6, 6)):
+            with pytest.raises(ValueError, match=rf"x must be \[B, 4, H, W\], sides at least {least}, got"):
+                blur(torch.ones(shape))
+
+
 @pytest.mark.parametrize("kind", BLURS)
 def test_a_broken_value_stays_visible_and_where_it_is(kind):
     x = torch.randn(1, 1, 16, 16)
