@@ -51,8 +51,10 @@ def _weighted_logits(
     products = query @ key.mT / temperature
     positive = products.diagonal(dim1=1, dim2=2)[..., None]
     negative = _without_diagonal(products if weight is None else products * weight, -torch.inf)
-    lowest = torch.finfo(query.dtype).min
-    return positive, negative, negative.logsumexp(-1, keepdim=True).clamp(min=lowest)  # without a negative: not −∞
+    lowest = torch.full_like(positive, torch.finfo(query.dtype).min)  # without a negative: not −∞
+    if query.shape[1] == 1:  # whose second derivative would be NaN
+        return positive, negative, lowest
+    return positive, negative, negative.logsumexp(-1, keepdim=True).maximum(lowest)
 
 
 def weighted_nce_losses(

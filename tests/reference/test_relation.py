@@ -170,6 +170,16 @@ def test_second_derivative(backend, rows, decoupled):
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_second_derivative_of_a_single_sample(backend, rows, decoupled):
+    query, key = rows((2, 1, 3))
+    for weight in (None, weights(key, 1.0)):
+        loss = WeightedNCE.apply(query, key, weight, 0.5, decoupled)
+        (grad,) = torch.autograd.grad(loss.sum(), query, create_graph=True)
+        (second,) = torch.autograd.grad(grad.square().sum() + query.sum(), query)
+        assert torch.equal(second, torch.ones_like(second))
+
+
 def test_no_images(backend):
     empty = torch.zeros(0, 4, 3, requires_grad=True)
     assert Relation.apply(empty, empty, 1.0)[0].shape == (0,)
