@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsketch._checks import check_choice, check_like
+from fastsketch._checks import FLOATING, INTEGER, check_choice, check_like, check_tensor
 from fastsketch.functional import Negatives, patch_nce
 from fastsketch.nn.feature_distance import normalized_distance
 from fastsketch.nn.max_pool import with_halving_pools
@@ -45,16 +45,20 @@ class MultiLayerPatchNCE(nn.Module):
             weight: [B, S] floating factor of each query, finite, non-negative.
 
         Returns:
-            float32 [B]: mean over layers of the (weighted) mean over queries; average it for the batch's loss.
+            float32 [B] (float64 for float64 input): mean over layers of the (weighted) mean over queries, 0 of none;
+            average it for the batch's loss.
 
         Raises:
             TypeError, ValueError: as `fastsketch.patch_nce`; a weight that is not [B, S].
         """
+        check_tensor("query", query, FLOATING)
+        check_tensor("key", key, FLOATING)
         if query.dim() != 4:
             raise ValueError(f"query must be [L, B, S, D], got {list(query.shape)}")
         check_like("key", key, query.shape, query)
         layers, batch, samples, dim = query.shape
         if region is not None:
+            check_tensor("region", region, INTEGER)
             check_like("region", region, (batch, samples), query)
         regional = self.negatives in ("same_region", "other_regions")
         if weight is not None and (not isinstance(weight, Tensor) or tuple(weight.shape) != (batch, samples)):
@@ -71,6 +75,8 @@ class MultiLayerPatchNCE(nn.Module):
             normalize=True,
             reduction="none",
         ).view(layers, batch, samples)
+        if loss.numel() == 0:
+            return loss.sum((0, 2))
         if weight is None:
             return loss.mean((0, 2))
         total = weight.to(loss.dtype).sum(1)

@@ -270,3 +270,21 @@ def test_layers_whose_shapes_do_not_belong_together_are_refused(arguments, messa
     given = {"query": torch.randn(5, 3, 8, 4), "key": torch.randn(5, 3, 8, 4), **arguments}
     with pytest.raises(ValueError, match=message):
         MultiLayerPatchNCE(negatives="same_region")(given.pop("query"), given.pop("key"), **given)
+
+
+@pytest.mark.parametrize("negatives", ["image", "batch"])
+@pytest.mark.parametrize("shape", [(2, 3, 0, 4), (0, 3, 5, 4), (2, 0, 5, 4)])
+def test_no_queries_and_no_layers_have_loss_0(shape, negatives):
+    query = torch.zeros(shape, requires_grad=True)
+    loss = MultiLayerPatchNCE(negatives=negatives)(query, torch.zeros(shape))
+    assert torch.equal(loss, torch.zeros(shape[1]))
+    assert torch.autograd.grad(loss.sum(), query)[0].shape == shape
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("query", None), ("key", [1.0]), ("region", 3), ("region", torch.rand(3, 8))]
+)
+def test_layers_of_another_type_are_named(name, value):
+    given = {"query": torch.randn(5, 3, 8, 4), "key": torch.randn(5, 3, 8, 4), name: value}
+    with pytest.raises(TypeError, match=f"{name} must be"):
+        MultiLayerPatchNCE(negatives="same_region")(given.pop("query"), given.pop("key"), **given)
