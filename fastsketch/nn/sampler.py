@@ -7,8 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastsketch._checks import FLOATING, INTEGER, check_int, check_tensor
 from fastsketch.functional import local_density, place_positions, sample_patches
 from fastsketch.reference.sampling import MAX_REGIONS
+
+
+def _check_map(structure_map: Tensor) -> None:
+    check_tensor("structure_map", structure_map, (*FLOATING, *INTEGER))
+    if structure_map.dim() != 3 or 0 in structure_map.shape[1:]:
+        raise ValueError(f"structure_map must be [B, H, W], H and W at least 1, got {list(structure_map.shape)}")
 
 
 def segment_regions(structure_map: Tensor, num_regions: int = 4, mask: Tensor | None = None) -> Tensor:
@@ -25,15 +32,17 @@ def segment_regions(structure_map: Tensor, num_regions: int = 4, mask: Tensor | 
         quantiles, image by image.
 
     Raises:
+        TypeError: a map or mask that is no tensor, or a number that is no int.
         ValueError: a wrong shape or number.
     """
-    if structure_map.dim() != 3:
-        raise ValueError(f"structure_map must be [B, H, W], got {list(structure_map.shape)}")
+    _check_map(structure_map)
+    check_int("num_regions", num_regions)
     if not 2 <= num_regions <= MAX_REGIONS:
         raise ValueError(f"num_regions must be 2 to {MAX_REGIONS}, got {num_regions}")
     values = structure_map.flatten(1).float()
     background = torch.zeros_like(values, dtype=torch.bool)
     if mask is not None:
+        check_tensor("mask", mask, (*FLOATING, *INTEGER, torch.bool))
         if mask.dim() != 4 or mask.shape[:2] != (structure_map.shape[0], 1):
             raise ValueError(f"mask must be [{structure_map.shape[0]}, 1, H, W], got {list(mask.shape)}")
         background = F.adaptive_avg_pool2d(mask.float(), structure_map.shape[1:]).flatten(1) < 0.5
@@ -144,7 +153,11 @@ class StructureSampler(nn.Module):
 
         Returns:
             The sample; S is `num_patches`, or h·w if that is less.
+
+        Raises:
+            TypeError, ValueError: as `segment_regions` and `fastsketch.sample_patches`.
         """
+        _check_map(structure_map)
         _batch, height, width = structure_map.shape
         if region is None and self.regions:
             region = segment_regions(structure_map, self.num_regions, mask)

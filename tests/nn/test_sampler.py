@@ -66,6 +66,22 @@ def test_bad_arguments_are_named(call, name):
         call()
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda m: segment_regions(None), TypeError, "structure_map must be a torch.Tensor, got NoneType"),
+        (lambda m: segment_regions(m[:, :0]), ValueError, r"structure_map must be .* got \[2, 0, 6\]"),
+        (lambda m: segment_regions(m, 2.5), TypeError, "num_regions must be an int, got float"),
+        (lambda m: segment_regions(m, 4, 3), TypeError, "mask must be a torch.Tensor, got int"),
+        (lambda m: StructureSampler(4)(m[0]), ValueError, r"structure_map must be .* got \[5, 6\]"),
+        (lambda m: StructureSampler(4)([1.0]), TypeError, "structure_map must be a torch.Tensor, got list"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(call, error, match):
+    with pytest.raises(error, match=match):
+        call(torch.rand(2, 5, 6))
+
+
 @pytest.mark.parametrize(("size", "border"), [((64, 64), 0), ((262, 262), 3), ((128, 96), 0), ((50, 33), 0)])
 def test_places_stay_in_their_block(size, border):
     grid = (16, 12)
