@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastsketch._checks import FLOATING, check_int, check_list, check_tensor
 from fastsketch.functional import gather_layers, patch_nce, project_and_normalize, project_patches
 from fastsketch.nn.projection import is_plain, plain_parameters
 from fastsketch.reference.precision import EPSILON, accumulation_dtype
@@ -76,6 +77,7 @@ class PatchNCELoss(nn.Module):
             Losses [B·S], float32 (float64 for float64 input).
 
         Raises:
+            TypeError: other types or several dtypes.
             ValueError: other shapes, an empty batch of `PatchSampleF`, or no number of images is known that divides
                 the rows.
         """
@@ -90,6 +92,10 @@ class PatchNCELoss(nn.Module):
 
     @staticmethod
     def _check(feat_q: Tensor, feat_k: Tensor) -> None:
+        check_tensor("feat_q", feat_q, FLOATING)
+        check_tensor("feat_k", feat_k, FLOATING)
+        if accumulation_dtype(feat_q.dtype) != accumulation_dtype(feat_k.dtype):
+            raise TypeError(f"feat_k must have feat_q's dtype {feat_q.dtype}, got {feat_k.dtype}")
         if feat_q.dim() != 2 or feat_q.shape != feat_k.shape:
             raise ValueError(
                 f"feat_q and feat_k must both be [B·S, D], got {list(feat_q.shape)} and {list(feat_k.shape)}"
@@ -113,6 +119,7 @@ class PatchNCELoss(nn.Module):
         if noted == 0:
             raise ValueError("feat_q and feat_k hold patches of no image: the batch that PatchSampleF got was empty")
         num_images = self.opt.batch_size if noted is None else noted
+        check_int("opt.batch_size", num_images)
         if num_images < 1 or rows % num_images:
             raise ValueError(
                 f"opt.batch_size = {num_images} does not divide the {rows} rows of feat_q; pass "
@@ -135,6 +142,7 @@ class PatchSampleF(nn.Module):
         opt: kept and not used; some projects hand their options over.
 
     Raises:
+        TypeError: for an `nc` that is no int.
         ValueError: for an unknown `init_type`, or an `nc` below 1.
     """
 
@@ -150,8 +158,10 @@ class PatchSampleF(nn.Module):
         super().__init__()
         if init_type not in INITIALISERS:
             raise ValueError(f"init_type must be one of {list(INITIALISERS)}, got {init_type!r}")
-        if use_mlp and nc < 1:
-            raise ValueError(f"nc must be at least 1, got {nc}")
+        if use_mlp:
+            check_int("nc", nc)
+            if nc < 1:
+                raise ValueError(f"nc must be at least 1, got {nc}")
         self.l2norm = Normalize(2)
         self.use_mlp = use_mlp
         self.nc = nc
@@ -207,7 +217,8 @@ class PatchSampleF(nn.Module):
             channel, not over the channels, and so are these.
 
         Raises:
-            TypeError: `feats` is a single tensor, or `patch_ids` are not integers.
+            TypeError: `feats` is no list of floating tensors, `num_patches` no int, or `patch_ids` no lists of
+                integers.
             ValueError: `feats`, `num_patches`, `patch_ids` and the mlps do not fit together.
         """
         self._check(feats, num_patches, patch_ids)
@@ -298,16 +309,21 @@ class PatchSampleF(nn.Module):
 
     @staticmethod
     def _check(feats: Sequence[Tensor], num_patches: int, patch_ids: Sequence | None) -> None:
-        if isinstance(feats, Tensor):
-            raise TypeError("feats must be a list of tensors, one a layer, got Tensor")
-        if not feats:
+        check_list("feats", feats)
+        check_int("num_patches", num_patches)
+        if len(feats) == 0:
             raise ValueError("feats must have at least one layer, got none")
         for feat_id, feat in enumerate(feats):
+            check_tensor(f"feats[{feat_id}]", feat, FLOATING)
             if feat.dim() < 3:
                 raise ValueError(f"feats[{feat_id}] must be [B, C, *spatial], got {list(feat.shape)}")
         if num_patches < 0:
             raise ValueError(f"num_patches must be 0 or more, got {num_patches}")
-        if num_patches > 0 and patch_ids is not None and len(patch_ids) < len(feats):
+        if num_patches == 0 or patch_ids is None:
+            return
+        if not hasattr(patch_ids, "__len__"):
+            raise TypeError(f"patch_ids must hold positions for each layer, got {type(patch_ids).__name__}")
+        if len(patch_ids) < len(feats):
             raise ValueError(f"patch_ids has {len(patch_ids)} layers, feats has {len(feats)}")
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:

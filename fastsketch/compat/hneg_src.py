@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from fastsketch._checks import check_above_zero, check_number
+from fastsketch._checks import FLOATING, INTEGER, check_above_zero, check_number, check_tensor
 from fastsketch.compat import cut
 from fastsketch.compat.dclgan import PatchSampleF
 from fastsketch.ops.relation import Relation, WeightedNCE, relation_weight
@@ -45,12 +45,15 @@ class SRC_Loss(cut.PatchNCELoss):
 
         Raises:
             TypeError, ValueError: an option or epoch that is no number, or out of its range.
+            TypeError: other types or several dtypes.
             ValueError: other shapes, or no number of images is known that divides the rows.
         """
         gamma = self._gamma(epoch)
         shape = self._shape(feat_q, feat_k)
         with torch.autocast(feat_q.device.type, enabled=False):
             key = widened(feat_k.detach()).reshape(shape)
+            if shape[1] == 0:  # no patches
+                return 0 if only_weight else widened(feat_q).sum(), key.new_zeros(shape[0], 0, 0)
             if only_weight:
                 return 0, relation_weight(key, gamma)
             loss, weight = Relation.apply(widened(feat_q).reshape(shape), key, gamma)
@@ -97,12 +100,15 @@ class PatchNCELoss(cut.PatchNCELoss):
 
         Raises:
             TypeError, ValueError: a temperature that is no number, or not positive and finite.
+            TypeError: other types or several dtypes.
             ValueError: other shapes, or no number of images is known that divides the rows.
         """
         check_above_zero("opt.nce_T", self.opt.nce_T)
         images, samples, width = self._shape(feat_q, feat_k)
-        if weight is not None and weight.shape != (images, samples, samples):
-            raise ValueError(f"weight must be {[images, samples, samples]}, got {list(weight.shape)}")
+        if weight is not None:
+            check_tensor("weight", weight, (*FLOATING, *INTEGER))
+            if weight.shape != (images, samples, samples):
+                raise ValueError(f"weight must be {[images, samples, samples]}, got {list(weight.shape)}")
         with torch.autocast(feat_q.device.type, enabled=False):
             query, key = (widened(x).reshape(images, samples, width) for x in (feat_q, feat_k.detach()))
             weight = None if weight is None else weight.detach().to(query.dtype)

@@ -51,12 +51,15 @@ class MoNCELoss(cut.PatchNCELoss):
 
         Raises:
             TypeError, ValueError: an option that is no number, or out of its range.
+            TypeError: other types or several dtypes.
             ValueError: other shapes, an unknown `opt.cost_type`, or no number of images is known that divides the rows.
         """
         self._check_options()
         if self.opt.cost_type not in ("easy", "hard"):
             raise ValueError(f"opt.cost_type must be easy or hard, got {self.opt.cost_type!r}")
         shape = self._shape(feat_q, feat_k)
+        if shape[1] == 0:  # no patches, and no plan
+            return super().forward(feat_q, feat_k)
         dtype = accumulation_dtype(feat_q.dtype)
         with torch.autocast(feat_q.device.type, enabled=False):
             query, key = feat_q.to(dtype).reshape(shape), feat_k.detach().to(dtype).reshape(shape)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastsketch._checks import FLOATING, check_int, check_tensor
 from fastsketch.compat import dclgan
 from fastsketch.compat.cut import PatchNCELoss
 from fastsketch.functional import attention_statistics, gather_patches
@@ -32,8 +33,11 @@ def select_queries(features: Tensor, num_patches: int) -> tuple[Tensor, Tensor]:
         which gradients reach `features`. Positions of equal entropy may come in another order than in QS-Attn.
 
     Raises:
+        TypeError: features that are no floating tensor, or a `num_patches` that is no int.
         ValueError: a negative `num_patches`, or features that are not [B, C, *spatial] or are empty.
     """
+    check_tensor("features", features, FLOATING)
+    check_int("num_patches", num_patches)
     if num_patches < 0:
         raise ValueError(f"num_patches must be 0 or more, got {num_patches}")
     if features.dim() < 3 or 0 in features.shape:
@@ -70,6 +74,7 @@ class PatchSampleF(dclgan.PatchSampleF):
             rows [B, S, N], or a tensor of one zero where sampled at random.
 
         Raises:
+            TypeError: arguments of another type.
             ValueError: arguments that do not fit together.
         """
         self._check(feats, num_patches, patch_ids)
@@ -82,7 +87,11 @@ class PatchSampleF(dclgan.PatchSampleF):
         patches, ids = super().forward(feats[:attended], num_patches, patch_ids)
         rows = [none] * len(patches)
         for feat_id, feat in enumerate(feats[attended:], attended):
-            attention = select_queries(feat, num_patches)[1] if attn_mats is None else attn_mats[feat_id]
+            if attn_mats is None:
+                attention = select_queries(feat, num_patches)[1]
+            else:
+                attention = attn_mats[feat_id]
+                self._check_attention(f"attn_mats[{feat_id}]", attention, feat.shape[0], feat.shape[2:].numel())
             with torch.autocast(feat.device.type, enabled=False):
                 routed = attention @ feat.flatten(2).mT.to(attention.dtype)  # [B, S, C]
             routed = self._project_and_normalise(feat_id, routed.flatten(0, 1))
@@ -91,3 +100,9 @@ class PatchSampleF(dclgan.PatchSampleF):
             ids.append([])
             rows.append(attention)
         return patches, ids, rows
+
+    @staticmethod
+    def _check_attention(name: str, attention: Tensor, images: int, positions: int) -> None:
+        check_tensor(name, attention, FLOATING)
+        if attention.dim() != 3 or attention.shape[0] != images or attention.shape[2] != positions:
+            raise ValueError(f"{name} must be [{images}, S, {positions}], got {list(attention.shape)}")

@@ -8,6 +8,7 @@ from cut_formulas import WIDTHS, CutSample, cut_loss, make_feats, options, seed_
 from torch import nn
 
 import fastsketch
+from fastsketch.compat import dclgan, hneg_src, monce
 from fastsketch.compat.cut import PatchNCELoss, PatchSampleF
 
 # Of a layer's losses, or of a gradient, as vectors: rounding of sums over S = D = 32, magnified by 1/τ = 14 in the
@@ -220,6 +221,46 @@ def test_bad_calls_name_the_argument():
         netf(feats[0], 4)
     with pytest.raises(ValueError, match="nc must be at least 1, got 0"):
         PatchSampleF(use_mlp=True, nc=0)
+    with pytest.raises(TypeError, match="nc must be an int, got float"):
+        PatchSampleF(use_mlp=True, nc=2.0)
+    with pytest.raises(TypeError, match="feats must be a list of tensors, one a layer, got int"):
+        netf(3, 4)
+    with pytest.raises(TypeError, match=r"feats\[1\] must be a torch.Tensor, got NoneType"):
+        netf([feats[0], None], 4)
+    with pytest.raises(TypeError, match=r"feats\[0\] must be one of .* got torch.int64"):
+        netf([feats[0].long()], 0)
+    with pytest.raises(TypeError, match="num_patches must be an int, got float"):
+        netf(feats, 4.0)
+    with pytest.raises(TypeError, match="patch_ids must hold positions for each layer, got int"):
+        netf(feats, 4, 7)
+
+
+LOSSES = [PatchNCELoss, dclgan.PatchNCELoss, monce.MoNCELoss, hneg_src.SRC_Loss, hneg_src.PatchHDCELoss]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_names_what_is_of_another_type_and_takes_no_patches(loss):
+    extra = {"eps": 1.0, "cost_type": "easy", "num_patches": 4, "neg_term_weight": 1.0, "HDCE_gamma": 1.0}
+    loss = loss(options(batch_size=2, use_curriculum=False, **extra))
+    q = torch.randn(8, 4)
+    for wrong in (None, [1.0], q.long(), q.to_sparse()):
+        with pytest.raises(TypeError, match="feat_q must be"):
+            loss(wrong, q)
+        with pytest.raises(TypeError, match="feat_k must be"):
+            loss(q, wrong)
+    with pytest.raises(TypeError, match=r"feat_k must have feat_q's dtype torch\.float64, got torch\.float32"):
+        loss(q.double(), q)
+    empty = torch.zeros(0, 4, requires_grad=True)
+    made = loss(empty, empty)
+    made = made[0] if isinstance(made, tuple) else made
+    assert torch.autograd.grad(made.sum(), empty)[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("wrong", [None, 2.0, "2"])
+def test_a_batch_size_that_is_no_int_is_named(wrong):
+    q = torch.randn(8, 4)
+    with pytest.raises(TypeError, match=r"opt\.batch_size must be an int, got"):
+        PatchNCELoss(options(batch_size=wrong))(q, q)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

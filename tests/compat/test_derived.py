@@ -108,6 +108,12 @@ def test_qs_attn_names_what_is_wrong():
     assert [x.shape for x in qs_attn.select_queries(feat, 0)] == [(2, 0), (2, 0, 64)]
     with pytest.raises(TypeError, match="feats must be a list of tensors"):
         qs_attn.PatchSampleF()(feat, 4)
+    with pytest.raises(TypeError, match=r"features must be a torch.Tensor, got NoneType"):
+        qs_attn.select_queries(None, 4)
+    with pytest.raises(TypeError, match="num_patches must be an int, got float"):
+        qs_attn.select_queries(feat, 4.0)
+    with pytest.raises(ValueError, match=r"attn_mats\[3\] must be \[2, S, 64\], got \[2, 4, 63\]"):
+        qs_attn.PatchSampleF()([feat] * 4, 4, attn_mats=[torch.zeros(2, 4, 63)] * 4)
 
 
 def test_qs_attn_in_a_step():
