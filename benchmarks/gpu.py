@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
+    if options.rounds < 2:
+        parser.error("--rounds must be at least 2")
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ["FASTSKETCH_GPU_CHECK"] = "0"  # timed whatever their trial said
 

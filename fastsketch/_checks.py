@@ -49,9 +49,12 @@ def check_number(name: str, value: object) -> None:
 
 
 def check_above_zero(name: str, value: float) -> None:
+    """Of a factor or divisor: positive and finite, and in float32, in which kernels compute, its reciprocal too."""
     check_number(name, value)
-    if not 0 < value < math.inf:  # math.isfinite would break the graph where torch.compile makes the float symbolic
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+    # math.isfinite would break the graph where torch.compile makes the float symbolic
+    if not 2.0**-126 <= value <= 2.0**126:
+        wanted = "positive and finite" if not 0 < value < math.inf else "between 2^-126 and 2^126, as float32's numbers"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
 def check_values(name: str, x: Tensor, wanted: str, fits: Callable[[float], bool]) -> None:

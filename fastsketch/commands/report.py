@@ -60,5 +60,7 @@ def main(arguments: Sequence[str]) -> int:
             )
         )
     save_report(looks, options.out)
-    print(f"{options.out}: {options.out.stat().st_size / 2**20:.1f} MiB, open it in a browser; it needs no network")
+    size = options.out.stat().st_size
+    shown = f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.0f} KiB"
+    print(f"{options.out}: {shown}, open it in a browser; it needs no network")
     return 0

@@ -43,13 +43,15 @@ def normalized_distance(features: Tensor, target: Tensor, own_kernel: bool = Tru
         [B], float32 (float64 of float64).
 
     Raises:
-        ValueError: shapes or dtypes that do not belong together.
+        ValueError: shapes or dtypes that do not belong together, or maps of no channels or positions.
     """
     if features.dim() != 4 or features.shape != target.shape or features.dtype != target.dtype:
         shapes = [f"{list(x.shape)} {x.dtype}" for x in (features, target)]
         raise ValueError(
             f"features and target must be [B, C, H, W], of one shape and dtype, got {' and '.join(shapes)}"
         )
+    if 0 in features.shape[1:]:
+        raise ValueError(f"features must have channels and positions, got {list(features.shape)}")
     ours = usable("feature_distance", features, target, on=own_kernel)
     if ours and not target.requires_grad and features.numel() > 0:
         if features.device.type == "cpu":  # the GPU's kernel takes channels-last maps as they are

@@ -36,18 +36,20 @@ class PatchProjection(nn.Module):
     at initialisation the projected norms are as small as 3e-5.
 
     Args:
-        channels: C of each layer.
+        channels: C of each layer, at least one.
         dim: D, at least 1.
         gain: scale of the initial weights.
 
     Raises:
-        ValueError: a `dim` below 1.
+        ValueError: a `dim` below 1, or no layers.
     """
 
     def __init__(self, channels: Sequence[int], dim: int = 256, gain: float = 0.02) -> None:
         super().__init__()
         if dim < 1:
             raise ValueError(f"dim must be at least 1, got {dim}")
+        if len(channels) == 0:
+            raise ValueError("channels must hold at least one layer's, got none")
         self.num_layers = len(channels)
         for layer, count in enumerate(channels):
             mlp = nn.Sequential(nn.Linear(count, dim), nn.ReLU(), nn.Linear(dim, dim))

@@ -218,7 +218,7 @@ class Trainer:
             total=epochs * self.batches.per_epoch,
             initial=self.step,
             unit="step",
-            disable=self.quiet,
+            disable=self.quiet or self.epoch >= epochs,  # resumed with nothing left to do
         )
         board = SummaryWriter(self.paths.tensorboard, purge_step=self.step + 1) if self.world.writes else None
         with contextlib.closing(board) if board else contextlib.nullcontext(), bar, self.stop.listening():

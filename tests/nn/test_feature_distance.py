@@ -91,6 +91,8 @@ def test_what_does_not_belong_together_is_named():
             normalized_distance(features, target)
     with pytest.raises(ValueError, match="features and target must be"):
         normalized_distance(features[0], features[0])
+    with pytest.raises(ValueError, match=r"features must have channels and positions, got \[1, 2, 0, 4\]"):
+        normalized_distance(features[:, :, :0], features[:, :, :0])
 
 
 def test_no_pictures_are_no_error():

@@ -110,6 +110,6 @@ def test_under_autocast_the_dtype_is_kept():
 
 
 def test_a_wrong_shape_is_named():
-    for shape in ((1, 3, 4, 4), (1, 2, 4), (3, 2, 1, 1)):
+    for shape in ((1, 3, 4, 4), (1, 2, 4), (3, 2, 1, 1), (3, 2, 0, 4)):
         with pytest.raises(ValueError, match=r"x must be \[B, 2, H, W\]"):
             InstanceNorm(2)(torch.zeros(shape))

@@ -341,6 +341,8 @@ Q, K, R = torch.zeros(2, 5, 3), torch.zeros(2, 5, 3), torch.zeros(2, 5, dtype=to
         (ValueError, "key must be on cpu, got meta", {"key": K.to("meta")}),
         (TypeError, "key must have query's dtype torch.float32, got torch.float64", {"key": K.double()}),
         (ValueError, "temperature must be positive and finite, got 0", {"temperature": 0.0}),
+        (ValueError, r"temperature must be between 2\^-126 and 2\^126, .*got 1e-39", {"temperature": 1e-39}),
+        (ValueError, r"temperature must be between 2\^-126 and 2\^126, .*got 1e\+39", {"temperature": 1e39}),
         (ValueError, "temperature must be positive and finite, got nan", {"temperature": float("nan")}),
         (ValueError, "temperature must be positive and finite, got inf", {"temperature": float("inf")}),
         (TypeError, "temperature must be a number, got '0.07'", {"temperature": "0.07"}),

@@ -167,6 +167,8 @@ def test_a_single_tensor_is_no_list(backend, call):
 def test_a_projection_to_nothing_is_refused():
     with pytest.raises(ValueError, match="dim must be at least 1, got 0"):
         PatchProjection([3, 5], 0)
+    with pytest.raises(ValueError, match="channels must hold at least one layer"):
+        PatchProjection([], 8)
 
 
 def test_the_module_steps_aside_for_hooks_and_other_layers():
