@@ -17,9 +17,6 @@ from fastsketch.errors import FastsketchError, first_line
 
 WEIGHTS_VARIABLE = "FASTSKETCH_WEIGHTS"
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of red, green and blue in [0, 1]: what torchvision's networks take is standardised by these."""
-
 
 class WeightsNotFound(FastsketchError):
     """Pretrained weights are nowhere to be had; the message says which, where, and how to get them."""

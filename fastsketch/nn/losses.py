@@ -10,9 +10,11 @@ from fastsketch._checks import FLOATING, INTEGER, check_choice, check_like, chec
 from fastsketch.functional import Negatives, patch_nce
 from fastsketch.nn.feature_distance import normalized_distance
 from fastsketch.nn.max_pool import with_halving_pools
-from fastsketch.weights import IMAGENET_MEAN, IMAGENET_STD
 
 PerceptualDistance = Literal["normalized", "l1"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of red, green and blue in [0, 1]: what torchvision's networks take is standardised by these."""
 
 
 class MultiLayerPatchNCE(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from fastsketch.weights import IMAGENET_MEAN, IMAGENET_STD
+from fastsketch.nn.losses import IMAGENET_MEAN, IMAGENET_STD
 
 NEAR_WHITE = 235  # the darkest channel of a whitened background, JPEG noise allowed for
 NEAR_BLACK = 24  # the brightest channel of the black that fills the corners of a rotated photo

@@ -1,5 +1,8 @@
 """The drop-in against the formulas of the public CUT code, written here anew from its behaviour."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -445,3 +448,10 @@ def test_a_replica_of_data_parallel(half):
     got, _ = copies[network](features, 6, ids)
     for one, other in zip(got, wanted, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_the_import_brings_torch_and_no_torchvision():
+    """It is one line of somebody's project, and is to cost no more than that."""
+    look = "import sys, fastsketch.compat.cut; print('torchvision' in sys.modules, 'safetensors' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
