@@ -73,6 +73,23 @@ inline View view3(const Tensor& tensor, const char* name) {
   return view;
 }
 
+// Of a map [B, C, H, W]: whether the channels of a position lie side by side.
+inline bool has_channels_last(const Tensor& map) {
+  int64_t stride = 1;
+  for (int d : {1, 3, 2, 0}) {
+    if (map.size(d) != 1 && map.stride(d) != stride) return false;
+    stride *= map.size(d);
+  }
+  return true;
+}
+
+// Whether a map is channels-last; else it must be contiguous. What is both is contiguous.
+inline bool is_channels_last(const Tensor& map, const char* name) {
+  if (map.is_contiguous()) return false;
+  STD_TORCH_CHECK(has_channels_last(map), name, " must be contiguous or channels-last");
+  return true;
+}
+
 template <typename T>
 const T* contiguous_data(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.is_contiguous(), name, " must be contiguous");

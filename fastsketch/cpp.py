@@ -324,13 +324,19 @@ def attend_backward(
     return _ops.attend_backward(*given, scale)
 
 
+def _layout(x: Tensor) -> torch.memory_format:
+    """Channels-last of a map [B, C, H, W] that is nothing else; else contiguous."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
 def instance_norm(
     x: Tensor,  # [B, C, H, W] of any floating dtype
     slope: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # the same shape and dtype; mean and 1 / standard deviation [B, C]
     """See `fastsketch.nn.instance_norm`."""
-    return _ops.instance_norm(x.contiguous(), slope, eps)
+    return _ops.instance_norm(x.contiguous(memory_format=_layout(x)), slope, eps)
 
 
 def instance_norm_gradient(
@@ -341,7 +347,9 @@ def instance_norm_gradient(
     slope: float,
 ) -> Tensor:  # [B, C, H, W]
     """Gradient of `instance_norm`'s input."""
-    return _ops.instance_norm_gradient(grad_output.contiguous(), x.contiguous(), mean, scale, slope)
+    layout = _layout(x)
+    x, grad_output = (tensor.contiguous(memory_format=layout) for tensor in (x, grad_output))
+    return _ops.instance_norm_gradient(grad_output, x, mean, scale, slope)
 
 
 def blur_downsample(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, ⌈H/2⌉, ⌈W/2⌉]

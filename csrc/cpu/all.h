@@ -17,6 +17,7 @@ constexpr int ROW_BLOCK = ROW_BLOCK_ROWS;
 #include "feature_distance.h"
 #include "gather.h"
 #include "instance_norm.h"
+#include "instance_norm_last.h"
 #include "max_pool.h"
 #include "patch_nce.h"
 #include "normalize.h"

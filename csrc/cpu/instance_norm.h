@@ -24,6 +24,13 @@ double sum_terms(int64_t count, const Term& term) {
   return total;
 }
 
+// Not a number for a variance out of range: no map of zeros comes of it.
+template <typename T>
+T one_over_deviation(double variance, T eps) {
+  const T deviation = T(std::sqrt(variance + double(eps)));
+  return std::isfinite(deviation) ? T(1) / deviation : std::numeric_limits<T>::quiet_NaN();
+}
+
 template <typename T, typename E>
 void normalize_map(const E* x, int64_t count, T slope, T eps, E* y, T* mean, T* scale) {
   constexpr int64_t lanes = Lanes<T>::count;
@@ -38,8 +45,7 @@ void normalize_map(const E* x, int64_t count, T slope, T eps, E* y, T* mean, T* 
     const auto d = at(i, kind) - m;
     return d * d;
   });
-  const T deviation = T(std::sqrt(squares / double(count) + double(eps)));
-  const T r = *scale = std::isfinite(deviation) ? T(1) / deviation : std::numeric_limits<T>::quiet_NaN();
+  const T r = *scale = one_over_deviation<T>(squares / double(count), eps);
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) {
     const Vec<T> z = (load_values<T>(x + i) - m) * r;
@@ -85,10 +91,10 @@ void normalize_map_gradient(const E* grad, const E* x, int64_t count, T slope, T
 }
 
 template <typename E>
-void instance_norm_of(const InstanceNorm& s) {
+void norm_contiguous(const InstanceNorm& s) {
   using T = Compute<E>;
   const int64_t least = 65536 / std::max<int64_t>(s.size, 1) + 1;
-  parallel_for(0, s.maps, least, [&](int64_t begin, int64_t end) {
+  parallel_for(0, s.images * s.channels, least, [&](int64_t begin, int64_t end) {
     const E *x = static_cast<const E*>(s.x), *grad = static_cast<const E*>(s.grad);
     T *mean = static_cast<T*>(s.mean), *scale = static_cast<T*>(s.scale);
     for (int64_t n = begin; n < end; ++n) {
@@ -99,8 +105,4 @@ void instance_norm_of(const InstanceNorm& s) {
         normalize_map<T, E>(x + n * s.size, s.size, T(s.slope), T(s.eps), out, mean + n, scale + n);
     }
   });
-}
-
-inline void instance_norm(const InstanceNorm& s) {
-  with_elements(s.dtype, [&](auto element) { instance_norm_of<decltype(element)>(s); });
 }

@@ -9,10 +9,11 @@ namespace {
 
 InstanceNorm shape_of(const Tensor& x, double slope) {
   STD_TORCH_CHECK(x.dim() == 4, "input must have 4 dimensions, got ", x.dim());
-  STD_TORCH_CHECK(x.is_contiguous(), "input must be contiguous");
   InstanceNorm s;
-  s.maps = x.size(0) * x.size(1);
+  s.images = x.size(0);
+  s.channels = x.size(1);
   s.size = x.size(2) * x.size(3);
+  s.channels_last = is_channels_last(x, "input");
   s.dtype = floating_dtype(x, "input");
   s.x = x.const_data_ptr();
   s.slope = slope;
@@ -39,7 +40,9 @@ Tensor instance_norm_gradient_cpu(Tensor grad_output, Tensor input, Tensor mean,
   InstanceNorm s = shape_of(input, slope);
   check_shape(grad_output, "grad_output", {input.size(0), input.size(1), input.size(2), input.size(3)});
   check_type(grad_output, "grad_output", input.scalar_type());
-  STD_TORCH_CHECK(grad_output.is_contiguous(), "grad_output must be contiguous");
+  STD_TORCH_CHECK(
+      s.channels_last ? has_channels_last(grad_output) : grad_output.is_contiguous(),
+      "grad_output must have the layout of input");
   for (const auto& [tensor, name] : {std::pair(&mean, "mean"), std::pair(&scale, "scale")}) {
     check_shape(*tensor, name, {input.size(0), input.size(1)});
     check_type(*tensor, name, accumulation_type(s.dtype));

@@ -161,15 +161,17 @@ struct AttendGradients {
   T* value;
 };
 
-// Maps of `size` values each, contiguous: normalised, and what is below 0 times a slope; or, with `grad`, the gradient.
+// Maps of `size` values each, [B, channels, size] or, channels-last, [B, size, channels]: normalised, and what is below
+// 0 times a slope; or, with `grad`, the gradient.
 struct InstanceNorm {
-  int64_t maps, size;
+  int64_t images, channels, size;
+  bool channels_last;
   Dtype dtype;  // of x, grad and out
   double slope, eps;
   const void* x;
   const void* grad = nullptr;
   void* out;
-  void* mean;   // [maps], as `scale` in the accumulation type; written forward, read backward
+  void* mean;   // [B, channels], as `scale` in the accumulation type; written forward, read backward
   void* scale;  // 1 / standard deviation
 };
 

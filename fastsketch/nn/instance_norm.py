@@ -35,10 +35,11 @@ def _plain(x: Tensor, slope: float, eps: float) -> Tensor:
 class InstanceNorm(nn.Module):
     """Each map less its mean, over its standard deviation; then a (leaky) ReLU, if one is asked for. No parameters.
 
-    The kernels (`csrc/cpu/instance_norm.h`, `fastsketch/triton/norm.py`) write one map where the framework's
-    operators write two, both ways. These are group norm with a group a channel and the activation: the same function
-    as `nn.InstanceNorm2d`, but 1.3 to 1.8 times as fast on a CPU, and right there: on torch 2.14 the CPU gradient of
-    instance norm is wrong for one image and a channels-last incoming gradient. `fastsketch.nn.own_kernels` switches.
+    The kernels (`csrc/cpu/instance_norm*.h`, `fastsketch/triton/norm.py`) take channels-last maps as they are, and
+    write one map where the framework's operators write two, both ways. These are group norm with a group a channel and
+    the activation: the same function as `nn.InstanceNorm2d`, but 1.3 to 1.8 times as fast on a CPU, and right there:
+    on torch 2.14 the CPU gradient of instance norm is wrong for one image and a channels-last incoming gradient.
+    `fastsketch.nn.own_kernels` switches.
 
     Args:
         channels: C.
@@ -62,7 +63,6 @@ class InstanceNorm(nn.Module):
         ):  # a tracer's stand-in has no numbers
             raise ValueError(f"x must be [B, {self.channels}, H, W], more than one position, got {list(x.shape)}")
         if usable("instance_norm", x, on=self.own_kernel):
-            x = x.contiguous() if x.device.type == "cpu" else x  # the GPU's kernel takes channels-last maps as they are
             return _InstanceNorm.apply(x, self.slope, self.eps)
         return _plain(x, self.slope, self.eps)
 
