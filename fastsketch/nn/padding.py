@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
-from fastsketch.ops.eager import wants_formula
+from fastsketch.ops.eager import nothing_looks_on, wants_formula
 
 
 class _Pad(torch.autograd.Function):
@@ -27,6 +27,9 @@ class _Pad(torch.autograd.Function):
 
 
 def _plain(x: Tensor, border: int) -> Tensor:
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and nothing_looks_on(x):
+        with torch.autocast("cpu", enabled=False):  # it would widen what is only moved
+            return F.pad(x, (border,) * 4, mode="reflect")
     return F.pad(x, (border,) * 4, mode="reflect")
 
 

@@ -96,7 +96,7 @@ def choose_speed(config: TrainConfig, device: torch.device, processes: int = 1) 
         )
     speed = Speed(
         precision=torch.bfloat16 if half else torch.float32,
-        channels_last=_resolve(config.channels_last, on_gpu),  # on a CPU it slows the norms down
+        channels_last=_resolve(config.channels_last, on_gpu or (half and not winograd and multiplies_tiles(device))),
         fused_adam=_resolve(config.fused_adam, device.type in ("cpu", "cuda")),
         compile=config.compile == "on",
         cuda_graph=config.cuda_graph == "on",
