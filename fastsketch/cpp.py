@@ -354,22 +354,22 @@ def instance_norm_gradient(
 
 def blur_downsample(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, ⌈H/2⌉, ⌈W/2⌉]
     """See `fastsketch.nn.blur`."""
-    return _ops.blur_downsample(x.contiguous())
+    return _ops.blur_downsample(x.contiguous(memory_format=_layout(x)))
 
 
 def blur_downsample_gradient(grad_output: Tensor, height: int, width: int) -> Tensor:  # -> [B, C, H, W]
     """Gradient of `blur_downsample`'s input."""
-    return _ops.blur_downsample_gradient(grad_output.contiguous(), height, width)
+    return _ops.blur_downsample_gradient(grad_output.contiguous(memory_format=_layout(grad_output)), height, width)
 
 
 def blur_upsample(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, 2H, 2W]
     """See `fastsketch.nn.blur`."""
-    return _ops.blur_upsample(x.contiguous())
+    return _ops.blur_upsample(x.contiguous(memory_format=_layout(x)))
 
 
 def blur_upsample_gradient(grad_output: Tensor) -> Tensor:  # [B, C, 2H, 2W] -> [B, C, H, W]
     """Gradient of `blur_upsample`'s input."""
-    return _ops.blur_upsample_gradient(grad_output.contiguous())
+    return _ops.blur_upsample_gradient(grad_output.contiguous(memory_format=_layout(grad_output)))
 
 
 def feature_distance(

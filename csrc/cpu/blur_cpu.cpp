@@ -7,13 +7,16 @@
 namespace fastsketch {
 namespace {
 
-// `from` [B, C, ...] blurred to [B, C, rows, columns]; s.height and s.width are those of the map before the blur.
+// `from` [B, C, ...] blurred to [B, C, rows, columns], in its layout.
 Tensor blurred(Blur s, const Tensor& from, const char* name, int64_t rows, int64_t columns) {
-  STD_TORCH_CHECK(from.is_contiguous(), name, " must be contiguous");
+  const bool last = is_channels_last(from, name);
   STD_TORCH_CHECK(s.height >= 2 && s.width >= 2, name, " must have sides of at least 2");
   s.dtype = floating_dtype(from, name);
-  s.maps = from.size(0) * from.size(1);
-  const Tensor to = torch::stable::new_empty(from, std::vector<int64_t>{from.size(0), from.size(1), rows, columns});
+  s.maps = from.size(0) * (last ? 1 : from.size(1));
+  s.channels = last ? from.size(1) : 1;
+  const Tensor to = torch::stable::empty(
+      std::vector<int64_t>{from.size(0), from.size(1), rows, columns}, from.scalar_type(), std::nullopt, std::nullopt,
+      std::nullopt, last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
   kernels().blur(s, from.const_data_ptr(), to.mutable_data_ptr());
   return to;
 }

@@ -175,11 +175,12 @@ struct InstanceNorm {
   void* scale;  // 1 / standard deviation
 };
 
-// A blur of contiguous maps [height, width] to half or to double the size, or its gradient.
+// A blur of contiguous maps [height, width, channels] to half or to double the size, or its gradient.
 struct Blur {
   enum Kind { down, down_gradient, up, up_gradient } kind;
-  int64_t height, width;
+  int64_t height, width;  // before the blur
   int64_t maps = 0;
+  int64_t channels = 1;  // more: of channels-last maps
   Dtype dtype = Dtype::f32;  // of both sides
 };
 

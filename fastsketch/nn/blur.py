@@ -1,8 +1,8 @@
 """Binomial blurs that halve or double a map: kernels of their own, where there are any, else the framework's.
 
 [L: Zhang, Making convolutional networks shift-invariant again, ICML 2019], as in CUT. The kernels (`csrc/cpu/blur.h`,
-`fastsketch/triton/stencils.py`) pad by themselves, and keep nothing for the gradient, where a convolution keeps its
-padded input.
+`fastsketch/triton/stencils.py`) pad by themselves, take channels-last maps as they are, and keep nothing for the
+gradient, where a convolution keeps its padded input.
 """
 
 from collections.abc import Sequence
@@ -14,32 +14,39 @@ from torch import Tensor, nn
 from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
 from fastsketch.ops.eager import nothing_looks_on, wants_formula
+from fastsketch.ops.gather import is_channels_last
 
 
 class _Downsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, filt: Tensor) -> Tensor:
-        ctx.shape, ctx.filt = x.shape, filt
+        ctx.shape, ctx.filt, ctx.layout = x.shape, filt, _layout(x)
         return kernel("blur_downsample", x.device)(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         if wants_formula(grad):
             return formula.transposed(lambda x: _downsample(x, ctx.filt.to(x.dtype)), ctx.shape, grad), None
+        grad = grad.contiguous(memory_format=ctx.layout)
         return kernel("blur_downsample_gradient", grad.device)(grad, *ctx.shape[2:]), None
 
 
 class _Upsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, filt: Tensor) -> Tensor:
-        ctx.shape, ctx.filt = x.shape, filt
+        ctx.shape, ctx.filt, ctx.layout = x.shape, filt, _layout(x)
         return kernel("blur_upsample", x.device)(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         if wants_formula(grad):
             return formula.transposed(lambda x: _upsample(x, ctx.filt.to(x.dtype)), ctx.shape, grad), None
+        grad = grad.contiguous(memory_format=ctx.layout)
         return kernel("blur_upsample_gradient", grad.device)(grad), None
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
 def _downsample(x: Tensor, filt: Tensor) -> Tensor:

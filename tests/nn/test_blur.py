@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 BLURS = [BlurDownsample, BlurUpsample]
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SIZES = [(2, 2), (2, 3), (3, 2), (3, 3), (4, 5), (7, 4), (37, 66), (64, 131)]
 
 
@@ -24,16 +25,48 @@ def _run(blur, x, arriving=None):
     return out.detach(), torch.autograd.grad(out, x, arriving)[0]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("kind", BLURS)
-def test_value_and_gradient_in_float64(kind, size):
-    blur, x = kind(5).double(), torch.randn(3, 5, *size, dtype=torch.float64)
-    arriving = torch.randn_like(blur(x))
-    got = _run(blur, x, arriving)
-    with use_backend("reference"):
-        want = _run(blur, x, arriving)
+def test_value_and_gradient_in_float64(kind, size, layout):
+    for batch, channels in (3, 5), (1, 19):
+        blur, x = kind(channels).double(), torch.randn(batch, channels, *size, dtype=torch.float64)
+        x = x.to(memory_format=layout)
+        arriving = torch.randn_like(blur(x))
+        got = _run(blur, x, arriving)
+        with use_backend("reference"):
+            want = _run(blur, x, arriving)
+        for one, other in zip(got, want, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("arriving_layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("kind", BLURS)
+def test_keeps_the_layout(kind, layout, arriving_layout, dtype):
+    blur, x = kind(6), torch.randn(2, 6, 9, 5).to(dtype, memory_format=layout)
+    arriving = torch.randn(blur(x).shape).to(dtype)
+    want = _run(blur, x, arriving.to(memory_format=layout))
+    got = _run(blur, x, arriving.to(memory_format=arriving_layout))
     for one, other in zip(got, want, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-13, atol=1e-14)
+        assert torch.equal(one, other)
+        assert one.dtype == dtype and one.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("kind", BLURS)
+def test_threads_change_nothing(kind, layout):
+    blur, x = kind(16), torch.randn(1, 16, 120, 90).to(memory_format=layout)
+    before, runs = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            runs.append(_run(blur, x))
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*runs, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("kind", BLURS)
@@ -43,10 +76,11 @@ def test_gradient_by_finite_differences(kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("kind", BLURS)
-def test_rounded_once(kind, dtype):
+def test_rounded_once(kind, layout, dtype):
     """The result is that of float64, rounded to the dtype: sums are in float32, weights exact."""
-    x = torch.randn(2, 33, 19, 40).to(dtype)
+    x = torch.randn(2, 33, 19, 40).to(dtype, memory_format=layout)
     arriving = torch.randn(kind(33)(x).shape).to(dtype)
     truth = _run(kind(33).double(), x.double(), arriving.double())
     for got, want in zip(_run(kind(33), x, arriving), truth, strict=True):
@@ -66,6 +100,8 @@ def test_any_strides_and_nothing_kept(kind):
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         blur(x.requires_grad_())
     assert not kept
+    with pytest.raises(RuntimeError, match="input must be contiguous or channels-last"):
+        torch.ops.fastsketch_C.blur_downsample(x)
     assert blur(torch.zeros(0, 4, 6, 6)).shape[0] == 0
 
 
@@ -81,13 +117,20 @@ def test_either_way_takes_the_same_maps(kind, name):
                 blur(torch.ones(shape))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("kind", BLURS)
-def test_a_broken_value_stays_visible_and_where_it_is(kind):
-    x = torch.randn(1, 1, 16, 16)
-    x[0, 0, 8, 8] = float("nan")
-    got = kind(1)(x)
-    with use_backend("reference"):
-        assert torch.equal(got.isnan(), kind(1)(x).isnan())
+def test_a_broken_value_stays_visible_and_where_it_is(kind, layout, dtype):
+    x = torch.randn(2, 19, 7, 8).to(dtype, memory_format=layout)
+    arriving = torch.randn(kind(19)(x).shape).to(dtype, memory_format=layout)
+    for row, column in ((3, 2), (0, 0), (-1, -1)):
+        broken, grad = x.clone(), arriving.clone()
+        broken[1, 4, row, column] = grad[0, 17, row, column] = float("nan")
+        got = _run(kind(19), broken, grad)
+        with use_backend("reference"):
+            want = _run(kind(19).double(), broken.double(), grad.double())
+        for one, other in zip(got, want, strict=True):
+            assert torch.equal(one.isnan(), other.isnan())
 
 
 @pytest.mark.parametrize("kind", BLURS)
