@@ -45,10 +45,13 @@ def test_auto_on_a_processor(tiny, monkeypatch, avx, amx, kernels):
     monkeypatch.setattr(module, "winograd_is_available", lambda: kernels)
     got = choose_speed(tiny(precision="auto"), CPU)
     half = amx or (avx and not kernels)
-    assert got == Speed(HALF if half else torch.float32, False, True, False, False, False, kernels and not half)
-    assert str(got).startswith("bfloat16, fused adam" if half else "float32, fused adam")
+    assert got == Speed(HALF if half else torch.float32, amx, True, False, False, False, kernels and not half)
+    layout = "channels last, " if amx else ""
+    assert str(got).startswith(f"bfloat16, {layout}fused adam" if half else "float32, fused adam")
     named = choose_speed(tiny(precision="bfloat16"), CPU)
-    assert named.precision == HALF and named.winograd == (kernels and not amx)
+    assert named.precision == HALF and named.winograd == (kernels and not amx) and named.channels_last == amx
+    assert not choose_speed(tiny(precision="bfloat16", channels_last="off"), CPU).channels_last
+    assert not choose_speed(tiny(precision="float32"), CPU).channels_last
     without = choose_speed(tiny(precision="auto", winograd="off"), CPU)
     assert without.precision == (HALF if amx or avx else torch.float32) and not without.winograd
 
