@@ -372,13 +372,19 @@ def blur_upsample_gradient(grad_output: Tensor) -> Tensor:  # [B, C, 2H, 2W] -> 
     return _ops.blur_upsample_gradient(grad_output.contiguous(memory_format=_layout(grad_output)))
 
 
+def _in_one_layout(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both channels-last, if the first is; else both contiguous."""
+    layout = _layout(features)
+    return features.contiguous(memory_format=layout), target.contiguous(memory_format=layout)
+
+
 def feature_distance(
     features: Tensor,  # [B, C, H, W]
     target: Tensor,
     epsilon: float,
 ) -> Tensor:  # [B], float32 (float64 of float64)
     """See `fastsketch.reference.features`."""
-    return _ops.feature_distance(widened(features).contiguous(), widened(target).contiguous(), epsilon)
+    return _ops.feature_distance(*_in_one_layout(features, target), epsilon)
 
 
 def feature_distance_gradient(
@@ -386,11 +392,10 @@ def feature_distance_gradient(
     features: Tensor,  # [B, C, H, W]
     target: Tensor,
     epsilon: float,
-) -> Tensor:  # [B, C, H, W] of the features' dtype
+) -> Tensor:  # [B, C, H, W] in the features' dtype and layout
     """See `fastsketch.reference.features`."""
-    wide = accumulation_dtype(features.dtype)
-    given = (x.to(wide).contiguous() for x in (grad_loss, features, target))
-    return _ops.feature_distance_gradient(*given, epsilon).to(features.dtype)
+    grad_loss = grad_loss.to(accumulation_dtype(features.dtype)).contiguous()
+    return _ops.feature_distance_gradient(grad_loss, *_in_one_layout(features, target), epsilon)
 
 
 def max_pool(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, ⌊H/2⌋, ⌊W/2⌋]

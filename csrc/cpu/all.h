@@ -42,7 +42,6 @@ constexpr Typed<T> typed = {
     transport_plan<T>, transport_plan_gradient<T>,
     relation_weight<T>, semantic_relation<T>, weighted_nce<T>,
     attend_forward<T>, attend_backward<T>,
-    feature_distance<T>, feature_distance_gradient<T>,
 };
 
 }  // namespace
@@ -51,7 +50,7 @@ extern const Kernels kernels;
 const Kernels kernels = {
     FASTSKETCH_NAME(LEVEL),
     typed<float>, typed<double>,
-    blur, instance_norm, max_pool, gather, scatter,
+    blur, feature_distance, instance_norm, max_pool, gather, scatter,
 };
 
 }  // namespace fastsketch::LEVEL

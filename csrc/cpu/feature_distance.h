@@ -1,107 +1,148 @@
 // Squared distance of features, each position's channels over their length, and its gradient to the first of the two:
 // fastsketch/nn/feature_distance.py. Included once for each instruction set.
 //
-// The channels of some neighbouring positions are copied next to each other, and stay in the cache until they are done
-// with: in a map of 256x256 the values of one position all compete for the same few lines of it.
+// Of contiguous maps the channels of some neighbouring positions are copied next to each other, and stay in the cache
+// until they are done with: in a map of 256x256 the values of one position all compete for the same few lines of it.
+// Of channels-last maps one position is copied at a time.
 
-template <typename T>
+template <typename E, bool last>
 struct UnitFeatures {
-  static constexpr int vectors = 4, lanes = Lanes<T>::count, positions = vectors * lanes;
+  using T = Compute<E>;
+  static constexpr int vectors = 4, lanes = Lanes<T>::count, width = vectors * lanes;
+  static constexpr int positions = last ? 1 : width;
+  static constexpr int numbers = last ? 1 : vectors;  // vectors of one number a position
 
-  explicit UnitFeatures(const FeatureMaps& s) : maps(s), values(s.channels * positions) {}
+  explicit UnitFeatures(const FeatureMaps& s)
+      : maps(s), steps(last ? (s.channels + width - 1) / width : s.channels), values(steps * width) {}
 
-  // Positions from `first` on of an image's features; what lies behind the last is 0.
-  void read(const T* image, int64_t first) {
-    const int64_t count = std::min<int64_t>(positions, maps.positions - first);
+  // Positions from `first` on of an image's features; what lies behind the last position or channel is 0.
+  void read(const E* image, int64_t first) {
     Vec<T> squares[vectors] = {};
-    for (int64_t c = 0; c < maps.channels; ++c) {
-      const T* from = image + c * maps.positions + first;
-      T* to = values + c * positions;
-      std::fill(std::copy_n(from, count, to), to + positions, T(0));
-      for (int v = 0; v < vectors; ++v) squares[v] += unit(c, v) * unit(c, v);
+    each([&](int64_t step, int v) {
+      const int64_t count = std::min<int64_t>(there(step, first) - v * lanes, lanes);
+      const E* from = image + place(step, first) + v * lanes;
+      Vec<T> x = {};
+      if (count == lanes)
+        x = load_values<T>(from);
+      else
+        for (int64_t i = 0; i < count; ++i) x[i] = T(from[i]);
+      put(step, v, x);
+      squares[v] += x * x;
+    });
+    total(squares);
+    for (int n = 0; n < numbers; ++n) {
+      for (int i = 0; i < lanes; ++i) squares[n][i] = std::sqrt(squares[n][i]);
+      length[n] = squares[n];
+      scale[n] = T(1) / (length[n] + T(maps.epsilon));
     }
-    for (int v = 0; v < vectors; ++v) {
-      for (int i = 0; i < lanes; ++i) length[v][i] = std::sqrt(squares[v][i]);
-      scale[v] = T(1) / (length[v] + T(maps.epsilon));
-    }
-    for (int64_t c = 0; c < maps.channels; ++c)  // rounded here, so that like features are at no distance
-      for (int v = 0; v < vectors; ++v) put(c, v, unit(c, v) * scale[v]);
+    // Rounded here, so that like features are at no distance.
+    each([&](int64_t step, int v) { put(step, v, unit(step, v) * scale[v % numbers]); });
   }
 
-  Vec<T> unit(int64_t channel, int v) const { return load<T>(values + channel * positions + v * lanes); }
-  void put(int64_t channel, int v, Vec<T> x) { store<T>(values + channel * positions + v * lanes, x); }
+  void write(E* image, int64_t first) const {
+    each([&](int64_t step, int v) {
+      const int64_t count = std::min<int64_t>(there(step, first) - v * lanes, lanes);
+      E* to = image + place(step, first) + v * lanes;
+      const Vec<T> x = unit(step, v);
+      if (count == lanes)
+        store_values<T>(to, x);
+      else
+        for (int64_t i = 0; i < count; ++i) to[i] = E(x[i]);
+    });
+  }
+
+  // Sums of lanes become sums of positions.
+  static void total(Vec<T>* sums) {
+    if constexpr (last) sums[0] = broadcast<T>(sum_by_halves<T>((sums[0] + sums[1]) + (sums[2] + sums[3])));
+  }
+
+  // body(step, v) for each vector of values.
+  template <typename Body>
+  void each(const Body& body) const {
+    for (int64_t step = 0; step < steps; ++step)
+      for (int v = 0; v < vectors; ++v) body(step, v);
+  }
+
+  // Where a step's values lie in an image, and how many are there.
+  int64_t place(int64_t step, int64_t first) const {
+    return last ? first * maps.channels + step * width : step * maps.positions + first;
+  }
+  int64_t there(int64_t step, int64_t first) const {
+    return last ? maps.channels - step * width : maps.positions - first;
+  }
+
+  Vec<T> unit(int64_t step, int v) const { return load<T>(values + step * width + v * lanes); }
+  void put(int64_t step, int v, Vec<T> x) { store<T>(values + step * width + v * lanes, x); }
 
   const FeatureMaps& maps;
-  Scratch<T> values;  // [channels, positions], divided by their length
-  Vec<T> length[vectors], scale[vectors];
+  const int64_t steps;  // each a channel of `width` positions, or `width` channels of a position
+  Scratch<T> values;    // [steps, width], divided by their length
+  Vec<T> length[numbers], scale[numbers];
 };
 
 // The sum of the distances of these positions.
-template <typename T>
-double distance(const UnitFeatures<T>& one, const UnitFeatures<T>& other) {
-  using Unit = UnitFeatures<T>;
+template <typename Unit>
+double distance(const Unit& one, const Unit& other) {
+  using T = typename Unit::T;
   Vec<T> squares[Unit::vectors] = {};
-  for (int64_t c = 0; c < one.maps.channels; ++c)
-    for (int v = 0; v < Unit::vectors; ++v) {
-      const Vec<T> difference = one.unit(c, v) - other.unit(c, v);
-      squares[v] += difference * difference;
-    }
-  double total = 0;
-  for (const Vec<T>& square : squares) total += double(sum_lanes<T>(square));
-  return total;
+  one.each([&](int64_t step, int v) {
+    const Vec<T> difference = one.unit(step, v) - other.unit(step, v);
+    squares[v] += difference * difference;
+  });
+  return double(sum_by_halves<T>((squares[0] + squares[1]) + (squares[2] + squares[3])));
 }
 
 // `factor` times the gradient of that sum, in place of the values of `one`.
-template <typename T>
-void distance_gradient(UnitFeatures<T>& one, const UnitFeatures<T>& other, T factor) {
-  using Unit = UnitFeatures<T>;
-  Vec<T> across[Unit::vectors], along[Unit::vectors] = {};
-  for (int64_t c = 0; c < one.maps.channels; ++c)
-    for (int v = 0; v < Unit::vectors; ++v) along[v] += one.unit(c, v) * (one.unit(c, v) - other.unit(c, v));
-  for (int v = 0; v < Unit::vectors; ++v) {
-    across[v] = T(2) * factor * one.scale[v];
-    along[v] = one.length[v] == T(0) ? Vec<T>{} : T(2) * factor * along[v] / one.length[v];
+template <typename Unit, typename T>
+void distance_gradient(Unit& one, const Unit& other, T factor) {
+  Vec<T> across[Unit::numbers], along[Unit::vectors] = {};
+  one.each([&](int64_t step, int v) { along[v] += one.unit(step, v) * (one.unit(step, v) - other.unit(step, v)); });
+  Unit::total(along);
+  for (int n = 0; n < Unit::numbers; ++n) {
+    across[n] = T(2) * factor * one.scale[n];
+    along[n] = one.length[n] == T(0) ? Vec<T>{} : T(2) * factor * along[n] / one.length[n];
   }
-  for (int64_t c = 0; c < one.maps.channels; ++c)
-    for (int v = 0; v < Unit::vectors; ++v)
-      one.put(c, v, across[v] * (one.unit(c, v) - other.unit(c, v)) - along[v] * one.unit(c, v));
+  one.each([&](int64_t step, int v) {
+    const int n = v % Unit::numbers;
+    one.put(step, v, across[n] * (one.unit(step, v) - other.unit(step, v)) - along[n] * one.unit(step, v));
+  });
 }
 
-// body(image, first, block, one, other) for each block of positions, once they are read.
-template <typename T, typename Body>
-void for_each_feature_block(const FeatureMaps& s, const T* one, const T* other, const Body& body) {
-  const int64_t wide = UnitFeatures<T>::positions, blocks = (s.positions + wide - 1) / wide;
-  const int64_t least = 65536 / (wide * s.channels) + 1;
-  parallel_for(0, s.images * blocks, least, [&](int64_t begin, int64_t end) {
-    UnitFeatures<T> mine(s), theirs(s);
+template <typename E, bool last>
+void feature_distance_of(const FeatureMaps& s) {
+  using Unit = UnitFeatures<E, last>;
+  using T = typename Unit::T;
+  const T* grad = static_cast<const T*>(s.grad);
+  const int64_t blocks = (s.positions + Unit::width - 1) / Unit::width;
+  const Scratch<double> sums(s.images * blocks);  // added in one order, whoever made them
+  parallel_for(0, s.images * blocks, 65536 / (Unit::width * s.channels) + 1, [&](int64_t begin, int64_t end) {
+    Unit one(s), other(s);
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t image = block / blocks, first = block % blocks * wide, offset = image * s.channels * s.positions;
-      mine.read(one + offset, first);
-      theirs.read(other + offset, first);
-      body(image, first, block, mine, theirs);
+      const int64_t image = block / blocks, offset = image * s.channels * s.positions;
+      const int64_t first = block % blocks * Unit::width, behind = std::min(first + Unit::width, s.positions);
+      sums[block] = 0;
+      for (int64_t position = first; position < behind; position += Unit::positions) {
+        one.read(static_cast<const E*>(s.features) + offset, position);
+        other.read(static_cast<const E*>(s.target) + offset, position);
+        if (grad) {
+          distance_gradient(one, other, grad[image] / T(s.positions));
+          one.write(static_cast<E*>(s.out) + offset, position);
+        } else {
+          sums[block] += distance(one, other);
+        }
+      }
     }
   });
-}
-
-template <typename T>
-void feature_distance(const FeatureMaps& s, const T* one, const T* other, T* loss) {
-  const int64_t blocks = (s.positions + UnitFeatures<T>::positions - 1) / UnitFeatures<T>::positions;
-  Scratch<double> sums(s.images * blocks);  // added in one order, whoever made them
-  for_each_feature_block<T>(s, one, other, [&](int64_t, int64_t, int64_t block, auto& mine, auto& theirs) {
-    sums[block] = distance<T>(mine, theirs);
-  });
+  if (grad) return;
   for (int64_t image = 0; image < s.images; ++image) {
     const double* from = sums + image * blocks;
-    loss[image] = T(std::accumulate(from, from + blocks, 0.0) / double(s.positions));
+    static_cast<T*>(s.out)[image] = T(std::accumulate(from, from + blocks, 0.0) / double(s.positions));
   }
 }
 
-template <typename T>
-void feature_distance_gradient(const FeatureMaps& s, const T* grad, const T* one, const T* other, T* grad_one) {
-  for_each_feature_block<T>(s, one, other, [&](int64_t image, int64_t first, int64_t, auto& mine, auto& theirs) {
-    distance_gradient<T>(mine, theirs, grad[image] / T(s.positions));
-    const int64_t wide = UnitFeatures<T>::positions, count = std::min(wide, s.positions - first);
-    for (int64_t c = 0; c < s.channels; ++c)
-      std::copy_n(mine.values + c * wide, count, grad_one + (image * s.channels + c) * s.positions + first);
+inline void feature_distance(const FeatureMaps& s) {
+  with_elements(s.dtype, [&](auto element) {
+    using E = decltype(element);
+    s.channels_last ? feature_distance_of<E, true>(s) : feature_distance_of<E, false>(s);
   });
 }

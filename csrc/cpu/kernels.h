@@ -193,10 +193,17 @@ struct MaxPool {
   void* out = nullptr;
 };
 
-// Features [B, channels, positions], contiguous, to be divided by (their length at a position + epsilon).
+// Features [B, channels, positions], contiguous or channels-last, to be divided by (their length at a position +
+// epsilon): the distance of the two, or, with `grad`, its gradient to the first.
 struct FeatureMaps {
   int64_t images, channels, positions;
+  bool channels_last;
+  Dtype dtype;  // of the features and the gradient
   double epsilon;
+  const void* features;
+  const void* target;
+  const void* grad = nullptr;  // [B] in the accumulation type, as the distance
+  void* out = nullptr;
 };
 
 // Transport between the rows and columns of each image's cost [rows, columns]; everything contiguous.
@@ -251,8 +258,6 @@ struct Typed {
       T* gradient);
   void (*attend_forward)(const Attend&, const AttendInputs<T>&, T* output, T* lse);
   void (*attend_backward)(const Attend&, const AttendInputs<T>&, const AttendGradients<T>&);
-  void (*feature_distance)(const FeatureMaps&, const T* one, const T* other, T* loss);
-  void (*feature_distance_gradient)(const FeatureMaps&, const T* grad, const T* one, const T* other, T* grad_one);
 };
 
 // One instruction set's kernels.
@@ -261,6 +266,7 @@ struct Kernels {
   Typed<float> f32;
   Typed<double> f64;
   void (*blur)(const Blur&, const void* from, void* to);
+  void (*feature_distance)(const FeatureMaps&);
   void (*instance_norm)(const InstanceNorm&);
   void (*max_pool)(const MaxPool&);
   void (*gather)(const Features*, const Patches*, int64_t layers);  // patches = features at index, of each layer

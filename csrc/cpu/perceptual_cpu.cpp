@@ -13,7 +13,18 @@ FeatureMaps maps_of(const Tensor& features, const Tensor& target, double epsilon
   check_shape(target, "target", {features.size(0), features.size(1), features.size(2), features.size(3)});
   check_type(target, "target", features.scalar_type());
   STD_TORCH_CHECK(epsilon > 0, "epsilon must be positive");
-  return {features.size(0), features.size(1), features.size(2) * features.size(3), epsilon};
+  FeatureMaps s;
+  s.images = features.size(0);
+  s.channels = features.size(1);
+  s.positions = features.size(2) * features.size(3);
+  s.channels_last = is_channels_last(features, "features");
+  STD_TORCH_CHECK(
+      s.channels_last ? has_channels_last(target) : target.is_contiguous(), "target must be in the features' layout");
+  s.dtype = floating_dtype(features, "features");
+  s.epsilon = epsilon;
+  s.features = features.const_data_ptr();
+  s.target = target.const_data_ptr();
+  return s;
 }
 
 MaxPool pool_of(const Tensor& x) {
@@ -26,27 +37,22 @@ MaxPool pool_of(const Tensor& x) {
 }  // namespace
 
 Tensor feature_distance_cpu(Tensor features, Tensor target, double epsilon) {
-  const FeatureMaps s = maps_of(features, target, epsilon);
-  const Tensor loss = torch::stable::new_empty(features, {s.images});
-  in_type(is_double(features, "features"), [&](auto zero) {
-    using T = decltype(zero);
-    kernels().of<T>().feature_distance(
-        s, contiguous_data<T>(features, "features"), contiguous_data<T>(target, "target"), loss.mutable_data_ptr<T>());
-  });
+  FeatureMaps s = maps_of(features, target, epsilon);
+  const Tensor loss = torch::stable::new_empty(features, std::vector<int64_t>{s.images}, accumulation_type(s.dtype));
+  s.out = loss.mutable_data_ptr();
+  kernels().feature_distance(s);
   return loss;
 }
 
 Tensor feature_distance_gradient_cpu(Tensor grad_loss, Tensor features, Tensor target, double epsilon) {
-  const FeatureMaps s = maps_of(features, target, epsilon);
+  FeatureMaps s = maps_of(features, target, epsilon);
   check_shape(grad_loss, "grad_loss", {s.images});
-  check_type(grad_loss, "grad_loss", features.scalar_type());
+  check_type(grad_loss, "grad_loss", accumulation_type(s.dtype));
+  STD_TORCH_CHECK(grad_loss.is_contiguous(), "grad_loss must be contiguous");
   const Tensor gradient = torch::stable::empty_like(features);
-  in_type(is_double(features, "features"), [&](auto zero) {
-    using T = decltype(zero);
-    kernels().of<T>().feature_distance_gradient(
-        s, contiguous_data<T>(grad_loss, "grad_loss"), contiguous_data<T>(features, "features"),
-        contiguous_data<T>(target, "target"), gradient.mutable_data_ptr<T>());
-  });
+  s.grad = grad_loss.const_data_ptr();
+  s.out = gradient.mutable_data_ptr();
+  kernels().feature_distance(s);
   return gradient;
 }
 

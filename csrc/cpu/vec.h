@@ -56,22 +56,49 @@ inline void store_values(E* to, Vec<T> v) {
 typedef uint16_t ShortVec __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef uint32_t UnsignedVec __attribute__((vector_size(VECTOR_BYTES)));
 
+template <typename To, typename From>
+inline To same_bits(From from) {
+  To to;
+  static_assert(sizeof(to) == sizeof(from));
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
 template <>
 inline FloatVec load_values<float, BFloat16>(const BFloat16* from) {
   ShortVec bits;
   __builtin_memcpy(&bits, from, sizeof(bits));
-  const UnsignedVec wide = __builtin_convertvector(bits, UnsignedVec) << 16;
-  FloatVec v;
-  __builtin_memcpy(&v, &wide, sizeof(v));
-  return v;
+  return same_bits<FloatVec>(__builtin_convertvector(bits, UnsignedVec) << 16);
 }
 
 template <>
 inline void store_values<float, BFloat16>(BFloat16* to, FloatVec v) {  // to the nearest, ties to even; NaN stays NaN
-  UnsignedVec wide;
-  __builtin_memcpy(&wide, &v, sizeof(wide));
+  const UnsignedVec wide = same_bits<UnsignedVec>(v);
   const UnsignedVec rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
   const ShortVec bits = __builtin_convertvector(v == v ? rounded : rounded * 0 + 0x7fc0, ShortVec);
+  __builtin_memcpy(to, &bits, sizeof(bits));
+}
+
+template <>
+inline FloatVec load_values<float, Half>(const Half* from) {
+  ShortVec bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  const UnsignedVec wide = __builtin_convertvector(bits, UnsignedVec);
+  const FloatVec size = same_bits<FloatVec>((wide & 0x7fff) << 13) * 0x1p112F;  // subnormal numbers become normal
+  const UnsignedVec broken = same_bits<UnsignedVec>(size >= 65536.F) & 0x7f800000;  // infinite or NaN
+  return same_bits<FloatVec>(same_bits<UnsignedVec>(size) | broken | (wide & 0x8000) << 16);
+}
+
+template <>
+inline void store_values<float, Half>(Half* to, FloatVec v) {  // to the nearest, ties to even; NaN stays NaN
+  const UnsignedVec wide = same_bits<UnsignedVec>(v), size = wide & 0x7fffffff;
+  const FloatVec positive = same_bits<FloatVec>(size);
+  const UnsignedVec normal = (size - (112U << 23) + 0xfff + ((size >> 13) & 1)) >> 13;
+  const UnsignedVec subnormal = same_bits<UnsignedVec>(positive + 0.5F) - 0x3f000000;  // the addition rounds
+  UnsignedVec rounded = positive < 0x1p-14F ? subnormal : normal;
+  rounded = positive < 65536.F ? rounded : rounded * 0 + 0x7c00;
+  rounded = v == v ? rounded : rounded * 0 + 0x7e00;
+  const ShortVec bits = __builtin_convertvector(rounded | (wide >> 16 & 0x8000), ShortVec);
   __builtin_memcpy(to, &bits, sizeof(bits));
 }
 
@@ -126,6 +153,21 @@ inline T sum_lanes(Vec<T> v) {
   T total = 0;
   for (int i = 0; i < Lanes<T>::count; ++i) total += v[i];
   return total;
+}
+
+template <typename T, int d, int... lane>
+inline Vec<T> swap_lanes(Vec<T> v, std::integer_sequence<int, lane...>) {
+  return FASTSKETCH_SHUFFLE(T, v, v, (lane ^ d)...);
+}
+
+// The sum of the lanes in few steps, for sums of few values.
+template <typename T, int d = Lanes<T>::count / 2>
+inline T sum_by_halves(Vec<T> v) {
+  v += swap_lanes<T, d>(v, std::make_integer_sequence<int, Lanes<T>::count>());
+  if constexpr (d > 1)
+    return sum_by_halves<T, d / 2>(v);
+  else
+    return v[0];
 }
 
 template <typename T>

@@ -1,7 +1,8 @@
 """Distance of features whose channels are divided by their length: a kernel, where there is one, else the framework's.
 
 The kernels (`csrc/cpu/feature_distance.h`, `fastsketch/triton/features.py`) read both sets of features once forward and
-once backward, and keep nothing between the two; the framework's operators write a dozen maps of their size.
+once backward, contiguous or channels-last and in half precision as they are, and keep nothing between the two; the
+framework's operators write a dozen maps of their size.
 """
 
 import torch
@@ -54,7 +55,5 @@ def normalized_distance(features: Tensor, target: Tensor, own_kernel: bool = Tru
         raise ValueError(f"features must have channels and positions, got {list(features.shape)}")
     ours = usable("feature_distance", features, target, on=own_kernel)
     if ours and not target.requires_grad and features.numel() > 0:
-        if features.device.type == "cpu":  # the GPU's kernel takes channels-last maps as they are
-            features, target = features.contiguous(), target.contiguous()
         return _Distance.apply(features, target)
     return plain.feature_distance(features, target, EPSILON)

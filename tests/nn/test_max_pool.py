@@ -40,6 +40,15 @@ def test_broken_values():
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_number_of_half_precision_passes(dtype):
+    arriving = torch.arange(-(2**15), 2**15).short().view(dtype).reshape(1, 1, 256, 256)
+    _, gradient = _run(HalvingMaxPool(), torch.zeros(1, 1, 512, 512, dtype=dtype), arriving)
+    kept = gradient[..., ::2, ::2]
+    torch.testing.assert_close(kept, arriving, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(kept.signbit()[arriving == 0], arriving.signbit()[arriving == 0])
+
+
 def test_any_strides():
     x = torch.randn(2, 8, 12, 10).to(memory_format=torch.channels_last)[:, ::2, 1:]
     arriving = torch.randn(1, 1, 1, 1).expand(2, 4, 5, 5)
