@@ -3,10 +3,16 @@
 A test that asks for `backend` runs once for every implementation that has all the kernels its module names in
 `KERNELS` and runs on the device under test. Every test runs on the CPU; FASTSKETCH_TEST_DEVICE=cuda moves those that
 ask for `device` to a GPU.
+
+`make test` shares the files out to several processes, which then share the processor's cores too.
 """
 
 import os
 from collections.abc import Callable, Iterator
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # for what the tests start as well; torch reads it when it is imported
+    share = max((os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]), 1)
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))
 
 import pytest
 import torch

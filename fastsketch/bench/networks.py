@@ -27,9 +27,10 @@ FRAMEWORK = "framework"
 
 
 def _against_framework(
-    make: Callable[[], SimpleNamespace], ours: Callable[..., Tensor], theirs: Callable[..., Tensor]
+    make: Callable[[], SimpleNamespace], ours: Callable[..., Tensor], theirs: Callable[..., Tensor], half: bool = False
 ) -> Case:
     """Results of `inputs.given` and their gradients for `inputs.arriving`, ours and the framework's."""
+    tolerance = 2**-6 if half else 5e-5  # of the largest value; the framework rounds gradients between its operators
 
     def run(function: Callable[..., Tensor], inputs: Any) -> tuple[Tensor, ...]:
         out = function(*inputs.given)
@@ -37,13 +38,19 @@ def _against_framework(
 
     def check(inputs: Any) -> None:
         for one, other in zip(run(ours, inputs), run(theirs, inputs), strict=True):
-            torch.testing.assert_close(one, other, rtol=0, atol=5e-5 * other.abs().max().item())
+            torch.testing.assert_close(one, other, rtol=0, atol=tolerance * other.abs().max().item())
 
     contenders = {
         OURS: Contender(lambda inputs, _: run(ours, inputs)),
         FRAMEWORK: Contender(lambda inputs, _: run(theirs, inputs)),
     }
     return Case(make, contenders, check, FRAMEWORK)
+
+
+def _map(*shape: int, device: torch.device, half: bool) -> Tensor:
+    """Normal numbers [B, C, H, W]; `half`: in bfloat16 and channels-last, as a step has them with AMX."""
+    x = random(*shape, device=device)
+    return x.to(torch.bfloat16, memory_format=torch.channels_last) if half else x
 
 
 def convolution(size: int, channels: int, filters: int, side: int, device: torch.device, batch: int = 2) -> Case:
@@ -72,7 +79,9 @@ def convolution(size: int, channels: int, filters: int, side: int, device: torch
     )
 
 
-def blur(kind: type[BlurDownsample | BlurUpsample], channels: int, side: int, device: torch.device) -> Case:
+def blur(
+    kind: type[BlurDownsample | BlurUpsample], channels: int, side: int, device: torch.device, half: bool = False
+) -> Case:
     """A blur that halves or doubles maps, and its gradient; B = 2.
 
     Args:
@@ -80,34 +89,36 @@ def blur(kind: type[BlurDownsample | BlurUpsample], channels: int, side: int, de
         channels: C.
         side: of the square maps that go in.
         device: where.
+        half: bfloat16, channels-last.
     """
     layer, plain = kind(channels).to(device), kind(channels).to(device)
     use_own_kernels(plain, False)
 
     def make() -> SimpleNamespace:
-        x = random(2, channels, side, side, device=device).requires_grad_()
+        x = _map(2, channels, side, side, device=device, half=half).requires_grad_()
         return SimpleNamespace(given=[x], arriving=torch.ones_like(layer(x)))
 
-    return _against_framework(make, layer, plain)
+    return _against_framework(make, layer, plain, half)
 
 
-def norm(channels: int, side: int, device: torch.device) -> Case:
+def norm(channels: int, side: int, device: torch.device, half: bool = False) -> Case:
     """Instance norm and ReLU, and their gradient; B = 2.
 
     Args:
         channels: C.
         side: of the square maps.
         device: where.
+        half: bfloat16, channels-last.
     """
     layer, plain = InstanceNorm(channels, 0.0), InstanceNorm(channels, 0.0)
     use_own_kernels(plain, False)
 
     def make() -> SimpleNamespace:
-        x, arriving = (random(2, channels, side, side, device=device) for _ in range(2))
+        x, arriving = (_map(2, channels, side, side, device=device, half=half) for _ in range(2))
         x += 0.1 * x.sign()  # nothing so near the mean that rounding decides what the ReLU lets through
         return SimpleNamespace(given=[x.requires_grad_()], arriving=arriving)
 
-    return _against_framework(make, layer, plain)
+    return _against_framework(make, layer, plain, half)
 
 
 def attention(positions: int, device: torch.device, width: int = 32, channels: int = 256) -> Case:
@@ -127,22 +138,26 @@ def attention(positions: int, device: torch.device, width: int = 32, channels: i
     return _against_framework(make, attend, lambda *given: attend(*given, own_kernel=False))
 
 
-def distance(channels: int, side: int, device: torch.device) -> Case:
+def distance(channels: int, side: int, device: torch.device, half: bool = False) -> Case:
     """The distance of two pictures' normalised features, and its gradient to the first; B = 1.
 
     Args:
         channels: C.
         side: of the square maps.
         device: where.
+        half: bfloat16, channels-last.
     """
-    target = random(1, channels, side, side, device=device).relu()
+    target = _map(1, channels, side, side, device=device, half=half).relu()
 
     def make() -> SimpleNamespace:
-        features = random(1, channels, side, side, device=device).relu().requires_grad_()
+        features = _map(1, channels, side, side, device=device, half=half).relu().requires_grad_()
         return SimpleNamespace(given=[features], arriving=torch.ones(1, device=device))
 
     return _against_framework(
-        make, lambda x: normalized_distance(x, target), lambda x: normalized_distance(x, target, own_kernel=False)
+        make,
+        lambda x: normalized_distance(x, target),
+        lambda x: normalized_distance(x, target, own_kernel=False),
+        half,
     )
 
 
@@ -207,6 +222,16 @@ CONVOLUTIONS = (
 BLURS = {"downsample 128, 256²": (BlurDownsample, 128, 256), "upsample 256, 64²": (BlurUpsample, 256, 64)}
 """Kind, channels, side: of 256² pictures at width 64."""
 
+CASES: dict[str, Recipe] = {
+    f"blur {name}": Recipe(blur, {"kind": kind, "channels": channels, "side": side}, {"channels": 3, "side": 20})
+    for name, (kind, channels, side) in BLURS.items()
+}
+CASES |= {
+    f"norm and relu {c}, {side}²": Recipe(norm, {"channels": c, "side": side}, {"channels": 3, "side": 20})
+    for c, side in ((128, 256), (256, 64))
+}
+"""By name; for a GPU too."""
+
 CPU_CASES: dict[str, Recipe] = {
     f"conv{k}x{k} {c}→{f} at {side}²": Recipe(
         convolution,
@@ -222,14 +247,9 @@ CPU_CASES |= {
     for c, side in ((64, 256), (256, 64))
 }
 CPU_CASES["perceptual loss 256²"] = Recipe(perceptual, {"side": 256}, {"side": 32})
+CPU_CASES |= {
+    f"{name}, channels-last bfloat16": replace(recipe, arguments={**recipe.arguments, "half": True})
+    for name, recipe in [*CASES.items(), *CPU_CASES.items()]
+    if recipe.build in (blur, norm, distance)
+}
 """By name; for a CPU only."""
-
-CASES: dict[str, Recipe] = {
-    f"blur {name}": Recipe(blur, {"kind": kind, "channels": channels, "side": side}, {"channels": 3, "side": 20})
-    for name, (kind, channels, side) in BLURS.items()
-}
-CASES |= {
-    f"norm and relu {c}, {side}²": Recipe(norm, {"channels": c, "side": side}, {"channels": 3, "side": 20})
-    for c, side in ((128, 256), (256, 64))
-}
-"""By name; for a GPU too."""
