@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastsketch.errors import FastsketchError
-from fastsketch.reference.gather import empty_features
+from fastsketch.reference.layout import empty_features, layout_of
 from fastsketch.reference.precision import accumulation_dtype, widened
 
 _FOLDER = Path(__file__).parent
@@ -324,19 +324,13 @@ def attend_backward(
     return _ops.attend_backward(*given, scale)
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    """Channels-last of a map [B, C, H, W] that is nothing else; else contiguous."""
-    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
-
-
 def instance_norm(
     x: Tensor,  # [B, C, H, W] of any floating dtype
     slope: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # the same shape and dtype; mean and 1 / standard deviation [B, C]
     """See `fastsketch.nn.instance_norm`."""
-    return _ops.instance_norm(x.contiguous(memory_format=_layout(x)), slope, eps)
+    return _ops.instance_norm(x.contiguous(memory_format=layout_of(x)), slope, eps)
 
 
 def instance_norm_gradient(
@@ -347,34 +341,34 @@ def instance_norm_gradient(
     slope: float,
 ) -> Tensor:  # [B, C, H, W]
     """Gradient of `instance_norm`'s input."""
-    layout = _layout(x)
+    layout = layout_of(x)
     x, grad_output = (tensor.contiguous(memory_format=layout) for tensor in (x, grad_output))
     return _ops.instance_norm_gradient(grad_output, x, mean, scale, slope)
 
 
 def blur_downsample(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, ⌈H/2⌉, ⌈W/2⌉]
     """See `fastsketch.nn.blur`."""
-    return _ops.blur_downsample(x.contiguous(memory_format=_layout(x)))
+    return _ops.blur_downsample(x.contiguous(memory_format=layout_of(x)))
 
 
 def blur_downsample_gradient(grad_output: Tensor, height: int, width: int) -> Tensor:  # -> [B, C, H, W]
     """Gradient of `blur_downsample`'s input."""
-    return _ops.blur_downsample_gradient(grad_output.contiguous(memory_format=_layout(grad_output)), height, width)
+    return _ops.blur_downsample_gradient(grad_output.contiguous(memory_format=layout_of(grad_output)), height, width)
 
 
 def blur_upsample(x: Tensor) -> Tensor:  # [B, C, H, W] of any floating dtype -> [B, C, 2H, 2W]
     """See `fastsketch.nn.blur`."""
-    return _ops.blur_upsample(x.contiguous(memory_format=_layout(x)))
+    return _ops.blur_upsample(x.contiguous(memory_format=layout_of(x)))
 
 
 def blur_upsample_gradient(grad_output: Tensor) -> Tensor:  # [B, C, 2H, 2W] -> [B, C, H, W]
     """Gradient of `blur_upsample`'s input."""
-    return _ops.blur_upsample_gradient(grad_output.contiguous(memory_format=_layout(grad_output)))
+    return _ops.blur_upsample_gradient(grad_output.contiguous(memory_format=layout_of(grad_output)))
 
 
 def _in_one_layout(features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both channels-last, if the first is; else both contiguous."""
-    layout = _layout(features)
+    layout = layout_of(features)
     return features.contiguous(memory_format=layout), target.contiguous(memory_format=layout)
 
 

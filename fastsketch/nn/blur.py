@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
 from fastsketch.ops.eager import nothing_looks_on, wants_formula
-from fastsketch.ops.gather import is_channels_last
+from fastsketch.reference.layout import layout_of
 
 
 class _Downsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, filt: Tensor) -> Tensor:
-        ctx.shape, ctx.filt, ctx.layout = x.shape, filt, _layout(x)
+        ctx.shape, ctx.filt, ctx.layout = x.shape, filt, layout_of(x)
         return kernel("blur_downsample", x.device)(x)
 
     @staticmethod
@@ -34,7 +34,7 @@ class _Downsample(torch.autograd.Function):
 class _Upsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, filt: Tensor) -> Tensor:
-        ctx.shape, ctx.filt, ctx.layout = x.shape, filt, _layout(x)
+        ctx.shape, ctx.filt, ctx.layout = x.shape, filt, layout_of(x)
         return kernel("blur_upsample", x.device)(x)
 
     @staticmethod
@@ -43,10 +43,6 @@ class _Upsample(torch.autograd.Function):
             return formula.transposed(lambda x: _upsample(x, ctx.filt.to(x.dtype)), ctx.shape, grad), None
         grad = grad.contiguous(memory_format=ctx.layout)
         return kernel("blur_upsample_gradient", grad.device)(grad), None
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    return torch.channels_last if is_channels_last(x) else torch.contiguous_format
 
 
 def _downsample(x: Tensor, filt: Tensor) -> Tensor:

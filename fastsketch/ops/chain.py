@@ -20,12 +20,8 @@ from torch.autograd.graph import Node
 from fastsketch import _backend
 from fastsketch.ops import exclusive
 from fastsketch.ops.eager import nothing_looks_on
-from fastsketch.ops.gather import (
-    gather_patches_backward,
-    gather_without_gradient,
-    is_channels_last,
-    tap_patches_backward,
-)
+from fastsketch.ops.gather import gather_patches_backward, gather_without_gradient, tap_patches_backward
+from fastsketch.reference.layout import is_channels_last
 
 _backward_pass = torch._C._current_graph_task_id
 

@@ -11,6 +11,7 @@ from fastsketch._checks import check_values
 from fastsketch.ops import exclusive
 from fastsketch.ops.eager import are_plain, is_transformed, nothing_looks_on
 from fastsketch.reference import gather as plain
+from fastsketch.reference.layout import empty_features, is_channels_last
 
 
 def _check_positions(index: Tensor, size: int) -> None:
@@ -64,7 +65,7 @@ def gather_patches_backward(grad_patches: Tensor, index: Tensor, spatial: Sequen
 @gather_patches_backward.register_fake
 def _(grad_patches, index, spatial, channels_last):
     shape = (grad_patches.shape[0], grad_patches.shape[2], *spatial)
-    return plain.empty_features(grad_patches, shape, channels_last)
+    return empty_features(grad_patches, shape, channels_last)
 
 
 @torch.library.custom_op("fastsketch::tap_patches_backward", mutates_args=())
@@ -77,19 +78,6 @@ def tap_patches_backward(grad_features: Tensor, grad_patches: Tensor, index: Ten
 @tap_patches_backward.register_fake
 def _(grad_features, grad_patches, index):
     return torch.empty_like(grad_features)
-
-
-def is_channels_last(features: Tensor) -> bool:
-    """Whether a dense gradient of these features is laid out channels last."""
-    if features.is_contiguous():
-        return False
-    if features.dim() == 4:
-        layout = torch.channels_last
-    elif features.dim() == 5:
-        layout = torch.channels_last_3d
-    else:
-        return False
-    return features.is_contiguous(memory_format=layout)
 
 
 def _setup_context(ctx, inputs, output):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastsketch.reference.layout import empty_features
 from fastsketch.reference.precision import widened
 
 
@@ -55,10 +56,3 @@ def tap_patches_backward(
 ) -> Tensor:  # [B, C, *spatial]
     """A new tensor: the arriving feature gradient with the patch gradients added at their positions."""
     return _scatter_add(grad_features, grad_patches, index)
-
-
-def empty_features(like: Tensor, shape: Sequence[int], channels_last: bool) -> Tensor:
-    """Uninitialised features of `shape` in the asked layout, dtype and device of `like`."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    layout = formats[len(shape)] if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastsketch import reference
-from fastsketch.reference.gather import empty_features
+from fastsketch.reference.layout import empty_features
 from fastsketch.triton import configs, launch
 
 MOST_LAYERS = 8
