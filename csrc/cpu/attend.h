@@ -96,6 +96,7 @@ void attend_forward(const Attend& p, const AttendInputs<T>& in, T* output, T* ls
 
 template <typename T>
 void attend_backward(const Attend& p, const AttendInputs<T>& in, const AttendGradients<T>& g) {
+  const NoSubnormals on_this_thread;  // between the parallel parts too
   constexpr int64_t width = panel_width<T>(), block = ROW_BLOCK * 8;
   const int64_t panels = (p.keys + width - 1) / width, depth = round_up(p.width, width);
   const int64_t together = std::min(panels, std::max<int64_t>(8, 2 * num_threads()));

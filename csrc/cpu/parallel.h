@@ -8,7 +8,30 @@
 #include <cstdint>
 #include <stdexcept>
 
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
+
 namespace fastsketch {
+
+// Numbers below the smallest normal one (1e-38 in float32) are 0, read or made, on this thread until the end of the
+// scope: many an Intel processor takes a hundred cycles for each, and tiny weights times small gradients make millions.
+class NoSubnormals {
+ public:
+#ifdef __SSE__
+  NoSubnormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~NoSubnormals() { _mm_setcsr(before_); }
+#else
+  NoSubnormals() {}
+#endif
+  NoSubnormals(const NoSubnormals&) = delete;
+  NoSubnormals& operator=(const NoSubnormals&) = delete;
+
+#ifdef __SSE__
+ private:
+  unsigned before_;
+#endif
+};
 
 inline int64_t num_threads() {
   uint32_t count = 1;
@@ -16,11 +39,14 @@ inline int64_t num_threads() {
   return count;
 }
 
-// body(begin, end) over parts of [begin, end); parts of at least `grain`, one a thread.
+// body(begin, end) over parts of [begin, end); parts of at least `grain`, one a thread. Without subnormal numbers.
 template <typename Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   if (end <= begin) return;
-  const auto call = [](int64_t from, int64_t to, void* context) { (*static_cast<const Body*>(context))(from, to); };
+  const auto call = [](int64_t from, int64_t to, void* context) {
+    const NoSubnormals on_this_thread;
+    (*static_cast<const Body*>(context))(from, to);
+  };
   void* context = const_cast<void*>(static_cast<const void*>(&body));
   if (torch_parallel_for(begin, end, std::max<int64_t>(grain, 1), call, context) != 0)
     throw std::runtime_error("fastsketch: a kernel failed in a worker thread (out of memory?)");
@@ -38,6 +64,7 @@ void for_each_turn(int64_t count, const Body& body) {
 template <typename Body>
 void for_each_item(int64_t count, bool worth_threads, const Body& body) {
   if (!worth_threads) {
+    const NoSubnormals on_this_thread;
     for (int64_t item = 0; item < count; ++item) body(item);
     return;
   }
