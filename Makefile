@@ -31,7 +31,7 @@ demo: $(READY)
 	@$(VENV)/bin/fastsketch demo --out runs/demo
 
 test: $(READY)
-	@$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	@$(VENV)/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # gradio and what it needs stay out of the first environment, whose packages this one sees below its own.
 $(APP)/.ready: $(READY) constraints-app.txt

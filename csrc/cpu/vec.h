@@ -83,8 +83,10 @@ template <>
 inline FloatVec load_values<float, Half>(const Half* from) {
   ShortVec bits;
   __builtin_memcpy(&bits, from, sizeof(bits));
-  const UnsignedVec wide = __builtin_convertvector(bits, UnsignedVec);
-  const FloatVec size = same_bits<FloatVec>((wide & 0x7fff) << 13) * 0x1p112F;  // subnormal numbers become normal
+  const UnsignedVec wide = __builtin_convertvector(bits, UnsignedVec), moved = (wide & 0x7fff) << 13;
+  const FloatVec normal = same_bits<FloatVec>(moved + (112U << 23));
+  const FloatVec subnormal = same_bits<FloatVec>(moved + (113U << 23)) - 0x1p-14F;  // of float16; of float32 none is made
+  const FloatVec size = moved < (1U << 23) ? subnormal : normal;
   const UnsignedVec broken = same_bits<UnsignedVec>(size >= 65536.F) & 0x7f800000;  // infinite or NaN
   return same_bits<FloatVec>(same_bits<UnsignedVec>(size) | broken | (wide & 0x8000) << 16);
 }
