@@ -76,7 +76,8 @@ struct ChannelsLastNorm {
       for (int64_t c = 0; c < s.channels; ++c) put_moments(image, c);
     E* out = static_cast<E*>(s.out);
     for_each_run([&](int64_t image, int64_t n, int64_t offset) {
-      const T *mean = static_cast<T*>(s.mean) + image * s.channels, *scale = static_cast<T*>(s.scale) + image * s.channels;
+      const T* mean = static_cast<T*>(s.mean) + image * s.channels;
+      const T* scale = static_cast<T*>(s.scale) + image * s.channels;
       for (int64_t i = 0; i < length(n); ++i, offset += s.channels)
         for_each_channel<T>(s.channels, [&](int64_t c, auto kind) {
           using Kind = decltype(kind);
@@ -108,7 +109,8 @@ struct ChannelsLastNorm {
       return std::pair(z, Kind(z > T(0) ? g : s.slope == 0 ? Kind{} : g * T(s.slope)));
     };
     for_each_run([&](int64_t image, int64_t n, int64_t offset) {
-      const T *means = static_cast<T*>(s.mean) + image * s.channels, *scales = static_cast<T*>(s.scale) + image * s.channels;
+      const T* means = static_cast<T*>(s.mean) + image * s.channels;
+      const T* scales = static_cast<T*>(s.scale) + image * s.channels;
       T *sum = sums_of(image, n), *product = sum + s.channels;
       for_each_channel<T>(s.channels, [&](int64_t c, auto kind) {
         using Kind = decltype(kind);
@@ -131,7 +133,8 @@ struct ChannelsLastNorm {
       }
     E* out = static_cast<E*>(s.out);
     for_each_run([&](int64_t image, int64_t n, int64_t offset) {
-      const T *mean = static_cast<T*>(s.mean) + image * s.channels, *scale = static_cast<T*>(s.scale) + image * s.channels;
+      const T* mean = static_cast<T*>(s.mean) + image * s.channels;
+      const T* scale = static_cast<T*>(s.scale) + image * s.channels;
       const T *sum = means + 2 * image * s.channels, *product = sum + s.channels;
       for (int64_t i = 0; i < length(n); ++i, offset += s.channels)
         for_each_channel<T>(s.channels, [&](int64_t c, auto kind) {
