@@ -36,8 +36,10 @@ def test_small_weights_times_small_gradients_are_nothing():
 def test_behind_a_kernel_subnormal_numbers_are_there_again():
     threads = torch.get_num_threads()
     _gradients(1e-30, True)
-    for count in (threads, 1):
-        torch.set_num_threads(count)
-        half = torch.full((2**20,), TINY) / 2
-        assert (half > 0).all() and (half * 2 == TINY).all()
-    torch.set_num_threads(threads)
+    try:
+        for count in (threads, 1):
+            torch.set_num_threads(count)
+            half = torch.full((2**20,), TINY) / 2
+            assert (half > 0).all() and (half * 2 == TINY).all()
+    finally:
+        torch.set_num_threads(threads)
