@@ -96,7 +96,6 @@ void attend_forward(const Attend& p, const AttendInputs<T>& in, T* output, T* ls
 
 template <typename T>
 void attend_backward(const Attend& p, const AttendInputs<T>& in, const AttendGradients<T>& g) {
-  const NoSubnormals on_this_thread;  // between the parallel parts too
   constexpr int64_t width = panel_width<T>(), block = ROW_BLOCK * 8;
   const int64_t panels = (p.keys + width - 1) / width, depth = round_up(p.width, width);
   const int64_t together = std::min(panels, std::max<int64_t>(8, 2 * num_threads()));
@@ -163,6 +162,7 @@ void attend_backward(const Attend& p, const AttendInputs<T>& in, const AttendGra
             g.key + image * p.width * p.keys + at, p.keys, valid);
       });
     }
+    const NoSubnormals on_this_thread;
     put_channels_first<T>(
         grad_query, p.queries, p.width, factor, g.query + image * p.width * p.queries, p.queries);
   }

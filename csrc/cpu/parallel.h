@@ -16,6 +16,7 @@ namespace fastsketch {
 
 // Numbers below the smallest normal one (1e-38 in float32) are 0, read or made, on this thread until the end of the
 // scope: many an Intel processor takes a hundred cycles for each, and tiny weights times small gradients make millions.
+// No thread may be started in it: threads begin with the state of the one that starts them, and would keep it.
 class NoSubnormals {
  public:
 #ifdef __SSE__
