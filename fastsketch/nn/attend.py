@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastsketch._checks import FLOATING, check_tensor
 from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops import formula
 from fastsketch.ops.eager import wants_formula
@@ -52,8 +53,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, own_kernel: bool = True) -
         [B, C, N], of the inputs' dtype.
 
     Raises:
+        TypeError: no tensors, or not floating.
         ValueError: shapes that do not belong together, or dtypes.
     """
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        check_tensor(name, x, FLOATING)
     shapes = [tuple(x.shape) for x in (query, key, value)]
     if (
         any(len(shape) != 3 for shape in shapes)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastsketch._checks import FLOATING, check_tensor
 from fastsketch.functional import attention_statistics
 from fastsketch.nn.attend import attend
 from fastsketch.reference.precision import widened
@@ -51,7 +52,15 @@ class DualAttention(nn.Module):
 
         Returns:
             The new features, like the given ones, and the map: [B, H, W] float32 in [0, 1], detached (or None).
+
+        Raises:
+            TypeError: features that are no tensor, or not floating.
+            ValueError: another shape.
         """
+        check_tensor("features", features, FLOATING)
+        channels = self.query.in_channels
+        if features.dim() != 4 or features.shape[1] != channels or 0 in features.shape[2:]:
+            raise ValueError(f"features must be [B, {channels}, H, W], H and W at least 1, got {list(features.shape)}")
         query, key, value = (branch(features).flatten(2) for branch in (self.query, self.key, self.value))  # [B, ·, N]
         spatial = attend(query, key, value, self.own_kernel).view_as(features)
         channel = self._channel_branch(features)

@@ -8,6 +8,7 @@ framework's operators write a dozen maps of their size.
 import torch
 from torch import Tensor
 
+from fastsketch._checks import FLOATING, check_tensor
 from fastsketch.nn.own_kernels import kernel, usable
 from fastsketch.ops.eager import wants_formula
 from fastsketch.reference import features as plain
@@ -44,8 +45,11 @@ def normalized_distance(features: Tensor, target: Tensor, own_kernel: bool = Tru
         [B], float32 (float64 of float64).
 
     Raises:
+        TypeError: no tensors, or not floating.
         ValueError: shapes or dtypes that do not belong together, or maps of no channels or positions.
     """
+    check_tensor("features", features, FLOATING)
+    check_tensor("target", target, FLOATING)
     if features.dim() != 4 or features.shape != target.shape or features.dtype != target.dtype:
         shapes = [f"{list(x.shape)} {x.dtype}" for x in (features, target)]
         raise ValueError(

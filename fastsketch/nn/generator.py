@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastsketch._checks import FLOATING, INTEGER, check_like, check_tensor
 from fastsketch.functional import tap_patches
 from fastsketch.nn.attention import DualAttention
 from fastsketch.nn.blur import BlurDownsample, BlurUpsample
@@ -160,6 +161,7 @@ class ResnetGenerator(nn.Module):
 
     def _padded_input(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Check and pad the picture (layer 0) and its mask."""
+        check_tensor("image", image, FLOATING)
         if image.dim() != 4 or image.shape[1] not in (1, self.in_channels):
             raise ValueError(f"image must be [B, 1 or {self.in_channels}, H, W], got {list(image.shape)}")
         if image.shape[2] % 4 or image.shape[3] % 4 or min(image.shape[2:]) < 8:
@@ -170,9 +172,10 @@ class ResnetGenerator(nn.Module):
         if not self.mask_channel:
             return self.model[0](image.expand(-1, self.in_channels, -1, -1)), None
         wanted = (image.shape[0], 1, *image.shape[2:])
-        if mask is None or tuple(mask.shape) != wanted:
-            got = None if mask is None else list(mask.shape)
-            raise ValueError(f"mask must be {list(wanted)} for a generator with a mask channel, got {got}")
+        if mask is None:
+            raise ValueError(f"mask must be {list(wanted)} for a generator with a mask channel, got None")
+        check_tensor("mask", mask, (*FLOATING, *INTEGER, torch.bool))
+        check_like("mask", mask, wanted, image)
         return self.model[0](image.expand(-1, self.in_channels, -1, -1)), self.model[0](mask.to(image.dtype))
 
     def forward(
@@ -181,15 +184,16 @@ class ResnetGenerator(nn.Module):
         """Translate, and on request show what was seen on the way, in one pass.
 
         Args:
-            image: [B, in_channels or 1, H, W] in [-1, 1]; sides multiples of 4.
-            mask: [B, 1, H, W] in [0, 1], with a mask channel; ignored without.
+            image: [B, in_channels or 1, H, W] in [-1, 1], floating; sides multiples of 4.
+            mask: [B, 1, H, W] in [0, 1], any dtype, with a mask channel; ignored without.
             return_features: also return the tapped features and the structure map.
 
         Returns:
             [B, out_channels, H, W] in [-1, 1]; or that and `EncoderFeatures`.
 
         Raises:
-            ValueError: a wrong shape, or a mask that is missing.
+            TypeError: an image or a mask that is no tensor, or an image that is not floating.
+            ValueError: a wrong shape or device, or a mask that is missing.
         """
         x, tapped = self._encode(image, mask)
         structure = None

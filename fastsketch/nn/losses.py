@@ -89,12 +89,33 @@ class LeastSquaresGANLoss(nn.Module):
     """LSGAN: mean squared distance of the scores to 1 (real) or 0 (fake) [L: Mao et al., ICCV 2017]."""
 
     def forward(self, score: Tensor, is_real: bool) -> Tensor:
-        """A scalar for scores of any shape."""
+        """A float32 scalar for floating scores of any shape.
+
+        Raises:
+            TypeError: a score that is no tensor, or not floating.
+        """
+        check_tensor("score", score, FLOATING)
         return (score.float() - float(is_real)).square().mean()
+
+
+def _check_pictures(generated: Tensor, target: Tensor) -> None:
+    check_tensor("generated", generated, FLOATING)
+    check_tensor("target", target, FLOATING)
+    check_like("target", target, generated.shape, generated)
 
 
 class PixelLoss(nn.L1Loss):
     """Mean absolute difference of generated and paired sketch [P: pixel-wise; D: L1]."""
+
+    def forward(self, generated: Tensor, target: Tensor) -> Tensor:
+        """Compare two pictures [B, C, H, W], floating, of one shape: a scalar in their dtype.
+
+        Raises:
+            TypeError: no tensors, or not floating.
+            ValueError: several shapes or devices.
+        """
+        _check_pictures(generated, target)
+        return super().forward(generated, target)
 
 
 class PerceptualLoss(nn.Module):
@@ -139,7 +160,14 @@ class PerceptualLoss(nn.Module):
 
         Returns:
             float32 scalar.
+
+        Raises:
+            TypeError: no tensors, or not floating.
+            ValueError: another shape, several shapes or devices, or sides below 16.
         """
+        _check_pictures(generated, target)
+        if generated.dim() != 4 or generated.shape[1] not in (1, 3) or min(generated.shape[2:]) < 16:
+            raise ValueError(f"generated must be [B, 1 or 3, H, W], sides at least 16, got {list(generated.shape)}")
         with torch.no_grad():
             wanted = self._taps(target)
         pairs = zip(self._taps(generated), wanted, strict=True)

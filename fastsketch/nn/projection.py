@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
+from fastsketch._checks import FLOATING, check_list, check_tensor
 from fastsketch.functional import project_patches
 from fastsketch.nn.init import init_weights
 
@@ -66,10 +67,14 @@ class PatchProjection(nn.Module):
             [L, B, S, D] in float32 (float64 for float64 parameters), not normalised.
 
         Raises:
-            ValueError: not as many tensors as layers.
+            TypeError: no list of floating tensors.
+            ValueError: not as many tensors as layers; as `fastsketch.project_patches`.
         """
+        check_list("patches", patches)
         if len(patches) != self.num_layers:
             raise ValueError(f"patches must hold {self.num_layers} tensors, one a layer, got {len(patches)}")
+        for layer, x in enumerate(patches):
+            check_tensor(f"patches[{layer}]", x, FLOATING)
         if torch.is_autocast_enabled(patches[0].device.type):
             with torch.autocast(patches[0].device.type, enabled=False):
                 return self._project(patches)

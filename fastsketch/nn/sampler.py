@@ -1,5 +1,6 @@
 """Regions and density sampling on the structure map (docs/method.md sections 3 and 4), for all layers at once."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastsketch._checks import FLOATING, INTEGER, check_int, check_tensor
+from fastsketch._backend import checks_values
+from fastsketch._checks import FLOATING, INTEGER, check_int, check_tensor, check_values
 from fastsketch.functional import local_density, place_positions, sample_patches
+from fastsketch.ops.eager import nothing_looks_on
 from fastsketch.reference.sampling import MAX_REGIONS
 
 
@@ -16,6 +19,11 @@ def _check_map(structure_map: Tensor) -> None:
     check_tensor("structure_map", structure_map, (*FLOATING, *INTEGER))
     if structure_map.dim() != 3 or 0 in structure_map.shape[1:]:
         raise ValueError(f"structure_map must be [B, H, W], H and W at least 1, got {list(structure_map.shape)}")
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    if nothing_looks_on(values) and checks_values(values):
+        check_values(name, values.detach(), "be finite,", math.isfinite)
 
 
 def segment_regions(structure_map: Tensor, num_regions: int = 4, mask: Tensor | None = None) -> Tensor:
@@ -33,18 +41,21 @@ def segment_regions(structure_map: Tensor, num_regions: int = 4, mask: Tensor | 
 
     Raises:
         TypeError: a map or mask that is no tensor, or a number that is no int.
-        ValueError: a wrong shape or number.
+        ValueError: a wrong shape or number; a map or mask that is not finite (looked at on a CPU, and elsewhere with
+            FASTSKETCH_CHECK=1).
     """
     _check_map(structure_map)
     check_int("num_regions", num_regions)
     if not 2 <= num_regions <= MAX_REGIONS:
         raise ValueError(f"num_regions must be 2 to {MAX_REGIONS}, got {num_regions}")
+    _check_finite("structure_map", structure_map)
     values = structure_map.flatten(1).float()
     background = torch.zeros_like(values, dtype=torch.bool)
     if mask is not None:
         check_tensor("mask", mask, (*FLOATING, *INTEGER, torch.bool))
         if mask.dim() != 4 or mask.shape[:2] != (structure_map.shape[0], 1):
             raise ValueError(f"mask must be [{structure_map.shape[0]}, 1, H, W], got {list(mask.shape)}")
+        _check_finite("mask", mask)
         background = F.adaptive_avg_pool2d(mask.float(), structure_map.shape[1:]).flatten(1) < 0.5
     # Linear quantiles, ranks in whole numbers: torch.nanquantile rounds them, and in torch 2.11 waits for the device.
     ascending, parts = values.masked_fill(background, torch.inf).sort(dim=1).values, num_regions - 1

@@ -1,5 +1,7 @@
 """Regions, positions on finer grids, and the sampler's options."""
 
+import math
+
 import pytest
 import torch
 
@@ -72,6 +74,13 @@ def test_bad_arguments_are_named(call, name):
         (lambda m: segment_regions(None), TypeError, "structure_map must be a torch.Tensor, got NoneType"),
         (lambda m: segment_regions(m[:, :0]), ValueError, r"structure_map must be .* got \[2, 0, 6\]"),
         (lambda m: segment_regions(m, 2.5), TypeError, "num_regions must be an int, got float"),
+        (lambda m: segment_regions(m.log() - torch.inf), ValueError, "structure_map must be finite, got -inf to -inf"),
+        (
+            lambda m: segment_regions(m.index_fill(2, torch.tensor(3), math.nan)),
+            ValueError,
+            "structure_map must be finite, got nan",
+        ),
+        (lambda m: segment_regions(m, 4, m[:, None] / 0), ValueError, "mask must be finite, got inf to inf"),
         (lambda m: segment_regions(m, 4, 3), TypeError, "mask must be a torch.Tensor, got int"),
         (lambda m: StructureSampler(4)(m[0]), ValueError, r"structure_map must be .* got \[5, 6\]"),
         (lambda m: StructureSampler(4)([1.0]), TypeError, "structure_map must be a torch.Tensor, got list"),
