@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import vgg16
 
 import fastsketch
 from fastsketch import _backend
@@ -19,6 +18,7 @@ from fastsketch.nn import PerceptualLoss, ResnetGenerator
 from fastsketch.nn.losses import MultiLayerPatchNCE
 from fastsketch.nn.own_kernels import use_own_kernels
 from fastsketch.nn.sampler import PatchSample
+from fastsketch.weights import random_vgg16_features
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -222,7 +222,7 @@ def perceptual(batch: int, quick: bool) -> Case:
     side = 32 if quick else 256
     drawing, sketch = (2 * torch.rand(batch, 1, side, side, device=DEVICE) - 1 for _ in range(2))
     drawing.requires_grad_()
-    features = vgg16(weights=None).features
+    features = random_vgg16_features()
     results = {}
 
     def contender(name: str, own: bool) -> Callable[[], Any]:

@@ -149,6 +149,23 @@ def load_vgg16_features(weights_dir: str | Path | None = None, *, download: bool
     return _load_into(features, _features_only(state), path)
 
 
+def random_vgg16_features() -> nn.Sequential:
+    """The same layers with weights that torchvision's rule draws, the same at every call, for a perceptual loss without
+    ImageNet weights. The classifier, most of VGG16, is never made.
+
+    Returns:
+        As `load_vgg16_features`.
+    """
+    with torch.device("meta"):
+        features = torchvision.models.vgg16(weights=None).features
+    rng = torch.Generator().manual_seed(0)
+    for layer in features.to_empty(device="cpu"):
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=rng)
+            nn.init.zeros_(layer.bias)
+    return features.eval().requires_grad_(False)
+
+
 def load_alexnet_features(weights_dir: str | Path | None = None, *, download: bool = True) -> nn.Sequential:
     """torchvision's `alexnet().features` with ImageNet weights; see `load_vgg16_features`.
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import vgg16
 
 from fastsketch.bench.case import OURS, Case, Contender, Recipe, random
 from fastsketch.nn.attend import attend
@@ -22,6 +21,7 @@ from fastsketch.nn.instance_norm import InstanceNorm
 from fastsketch.nn.losses import PerceptualLoss
 from fastsketch.nn.max_pool import HalvingMaxPool
 from fastsketch.nn.own_kernels import use_own_kernels
+from fastsketch.weights import random_vgg16_features
 
 FRAMEWORK = "framework"
 
@@ -185,7 +185,7 @@ def perceptual(side: int, device: torch.device) -> Case:
         side: of the square pictures.
         device: where.
     """
-    features = vgg16(weights=None).features
+    features = random_vgg16_features()
     plain, loss = PerceptualLoss(copy.deepcopy(features)).to(device), PerceptualLoss(as_winograd(features)).to(device)
     use_own_kernels(plain, False)
     use_winograd(loss)

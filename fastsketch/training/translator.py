@@ -3,7 +3,6 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torchvision.models import vgg16
 
 from fastsketch.functional import gather_layers
 from fastsketch.nn import (
@@ -21,7 +20,7 @@ from fastsketch.nn import (
 from fastsketch.nn.convolution import as_winograd, use_winograd
 from fastsketch.training.config import TrainConfig
 from fastsketch.training.distributed import patch_nce_over_ranks
-from fastsketch.weights import WeightsNotFound, load_vgg16_features
+from fastsketch.weights import WeightsNotFound, load_vgg16_features, random_vgg16_features
 
 PHOTO_CHANNELS = 3
 
@@ -46,9 +45,7 @@ def _vgg16_features(config: TrainConfig) -> nn.Sequential:
             raise WeightsNotFound(
                 f"{error} Or train without them: --perceptual-weights random, or --lambda-perceptual 0."
             ) from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return vgg16(weights=None).features
+    return random_vgg16_features()
 
 
 class Translator(nn.Module):

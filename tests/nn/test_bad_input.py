@@ -16,6 +16,7 @@ from fastsketch.nn import (
 )
 from fastsketch.nn.attend import attend
 from fastsketch.nn.feature_distance import normalized_distance
+from fastsketch.weights import random_vgg16_features
 
 PICTURE = torch.zeros(2, 1, 16, 16)
 MAP = torch.zeros(2, 4, 5, 6)
@@ -69,8 +70,8 @@ def test_the_error_names_the_argument(case):
         call(*arguments)
 
 
-def test_perceptual_loss_names_the_argument(vgg16_features):
-    loss = PerceptualLoss(vgg16_features())
+def test_perceptual_loss_names_the_argument():
+    loss = PerceptualLoss(random_vgg16_features())
     with pytest.raises(TypeError, match=r"^generated must be a torch\.Tensor, got ndarray"):
         loss(PICTURE.numpy(), PICTURE)
     with pytest.raises(ValueError, match=r"^target must have shape \[2, 1, 16, 16\], got \[2, 3, 16, 16\]"):

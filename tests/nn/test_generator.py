@@ -15,6 +15,7 @@ from fastsketch.nn import (
     ResnetGenerator,
 )
 from fastsketch.nn.instance_norm import InstanceNorm
+from fastsketch.weights import random_vgg16_features
 
 
 @pytest.fixture
@@ -197,9 +198,9 @@ def test_gan_loss():
 
 
 @pytest.mark.parametrize("distance", ["normalized", "l1"])
-def test_perceptual_loss_against_its_formula(vgg16_features, distance):
+def test_perceptual_loss_against_its_formula(distance):
     torch.manual_seed(0)
-    features = vgg16_features()
+    features = random_vgg16_features()
     loss = PerceptualLoss(features, distance)
     a, b = torch.rand(1, 1, 32, 32, requires_grad=True), torch.rand(1, 1, 32, 32)
 
@@ -228,9 +229,9 @@ def test_perceptual_loss_against_its_formula(vgg16_features, distance):
     assert torch.autograd.grad(loss(a, b.requires_grad_()), b, allow_unused=True) == (None,)
 
 
-def test_perceptual_loss_of_features_that_are_nothing(vgg16_features):
+def test_perceptual_loss_of_features_that_are_nothing():
     """Where a picture has no feature at all the gradient is finite, and a picture is no distance from itself."""
-    features = vgg16_features()
+    features = random_vgg16_features()
     for layer in features:
         if hasattr(layer, "weight"):
             layer.weight.data.zero_()
@@ -238,7 +239,7 @@ def test_perceptual_loss_of_features_that_are_nothing(vgg16_features):
     image = torch.rand(1, 1, 32, 32, requires_grad=True)
     loss = PerceptualLoss(features)(image, torch.rand(1, 1, 32, 32))
     assert loss == 0 and torch.autograd.grad(loss, image)[0].isfinite().all()
-    assert PerceptualLoss(vgg16_features())(image, image) == 0
+    assert PerceptualLoss(random_vgg16_features())(image, image) == 0
 
 
 def test_an_unknown_distance_is_refused():

@@ -14,6 +14,7 @@ from fastsketch.nn.convolution import (
     use_winograd,
     winograd_is_available,
 )
+from fastsketch.weights import random_vgg16_features
 
 pytestmark = pytest.mark.skipif(not winograd_is_available(), reason="the C++ kernels are not built")
 
@@ -177,9 +178,9 @@ def test_bad_shapes_are_named():
         convolve(torch.zeros(1, 2, 5, 2), torch.zeros(1, 2, 3, 3), None, 2, "reflect")
 
 
-def test_a_foreign_network_keeps_its_weights_and_its_function(vgg16_features):
+def test_a_foreign_network_keeps_its_weights_and_its_function():
     torch.manual_seed(0)
-    features = vgg16_features()[:23].double()
+    features = random_vgg16_features()[:23].double()
     image, target = (torch.rand(1, 3, 32, 32, dtype=torch.float64) for _ in range(2))
     image.requires_grad_()
     state = {name: value.clone() for name, value in features.state_dict().items()}
