@@ -8,7 +8,8 @@
 template <typename E, bool last>
 struct UnitFeatures {
   using T = Compute<E>;
-  static constexpr int vectors = 4, lanes = Lanes<T>::count, width = vectors * lanes;
+  // Of contiguous maps four lines of the cache, one behind the other, of each channel.
+  static constexpr int lanes = Lanes<T>::count, vectors = last ? 4 : std::max(64 / lanes, 4), width = vectors * lanes;
   static constexpr int positions = last ? 1 : width;
   static constexpr int numbers = last ? 1 : vectors;  // vectors of one number a position
 
@@ -53,7 +54,13 @@ struct UnitFeatures {
 
   // Sums of lanes become sums of positions.
   static void total(Vec<T>* sums) {
-    if constexpr (last) sums[0] = broadcast<T>(sum_by_halves<T>((sums[0] + sums[1]) + (sums[2] + sums[3])));
+    if constexpr (last) sums[0] = broadcast<T>(sum(sums));
+  }
+
+  static T sum(Vec<T>* sums) {
+    for (int half = vectors / 2; half; half /= 2)
+      for (int v = 0; v < half; ++v) sums[v] += sums[v + half];
+    return sum_by_halves<T>(sums[0]);
   }
 
   // body(step, v) for each vector of values.
@@ -89,7 +96,7 @@ double distance(const Unit& one, const Unit& other) {
     const Vec<T> difference = one.unit(step, v) - other.unit(step, v);
     squares[v] += difference * difference;
   });
-  return double(sum_by_halves<T>((squares[0] + squares[1]) + (squares[2] + squares[3])));
+  return double(Unit::sum(squares));
 }
 
 // `factor` times the gradient of that sum, in place of the values of `one`.
