@@ -57,10 +57,10 @@ struct UnitFeatures {
     if constexpr (last) sums[0] = broadcast<T>(sum(sums));
   }
 
-  static T sum(Vec<T>* sums) {
-    for (int half = vectors / 2; half; half /= 2)
-      for (int v = 0; v < half; ++v) sums[v] += sums[v + half];
-    return sum_by_halves<T>(sums[0]);
+  static T sum(const Vec<T>* sums) {
+    Vec<T> all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    for (int v = 4; v < vectors; v += 4) all += (sums[v] + sums[v + 1]) + (sums[v + 2] + sums[v + 3]);
+    return sum_by_halves<T>(all);
   }
 
   // body(step, v) for each vector of values.
