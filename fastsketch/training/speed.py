@@ -45,7 +45,7 @@ def multiplies_tiles(device: torch.device) -> bool:
     """Whether the device has instructions for products of bfloat16 matrices: tensor cores, AMX.
 
     AVX512-BF16 has not: it doubles the rate of products, where Winograd's convolutions in float32 quarter their number
-    (docs/training.md has the times). AMX raises it eightfold, and wants channels-last maps.
+    (docs/training-speed.md has the times). AMX raises it eightfold, and wants channels-last maps.
     """
     return has_bfloat16(device) and (device.type == "cuda" or torch.cpu._is_amx_tile_supported())
 
