@@ -124,7 +124,7 @@ class TrainConfig:
     lambda_nce: float = 1.0
     """Weight of the contrastive loss."""
     lambda_pixel: float = 1.0
-    """Weight of the pixel-wise L1 loss, 0 turns it off [P: added; D: how much, see docs/results.md]."""
+    """Weight of the pixel-wise L1 loss, 0 turns it off [P: added; D: how much, see docs/tuning.md]."""
     lambda_perceptual: float = 13.0
     """Weight of the VGG16 perceptual loss, 0 turns it off [P: added; D: how much]."""
     identity: bool = True
