@@ -8,7 +8,7 @@
 template <typename E, bool last>
 struct UnitFeatures {
   using T = Compute<E>;
-  // Of contiguous maps four lines of the cache, one behind the other, of each channel.
+  // Of contiguous maps four lines of the cache of each channel, one behind the other (of float32).
   static constexpr int lanes = Lanes<T>::count, vectors = last ? 4 : std::max(64 / lanes, 4), width = vectors * lanes;
   static constexpr int positions = last ? 1 : width;
   static constexpr int numbers = last ? 1 : vectors;  // vectors of one number a position
