@@ -53,6 +53,24 @@ def test_losses_and_gradients_are_those_of_cut(dtype, batch, minibatch):
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(got[2], expected[2], strict=True))
 
 
+def test_all_layers_are_projected_in_one_call(monkeypatch):
+    """What makes the drop-in fast; a layer at a time gives the same numbers, so nothing else would tell."""
+    calls = []
+
+    def counted(patches, parameters):
+        calls.append(len(patches))
+        return fastsketch.project_and_normalize(patches, parameters)
+
+    monkeypatch.setattr("fastsketch.compat.cut.project_and_normalize", counted)
+    net = PatchSampleF(use_mlp=True, nc=32)
+    feats = make_feats(2, 1, torch.float32)
+    _, ids = net(feats, 4)
+    assert calls == [len(WIDTHS)]
+    net.l2norm.power = 1  # somebody's own: not what the call computes
+    net(feats, 4, ids)
+    assert calls == [len(WIDTHS)]
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_loss_alone_takes_plain_tensors(batch):
     """Tensors of somebody else's sampler carry no note: opt.batch_size counts, keys get no gradient."""

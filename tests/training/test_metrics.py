@@ -187,6 +187,36 @@ def test_evaluate(tmp_path, weights):
     assert equal.rows[0]["fsim"] == pytest.approx(1, abs=1e-5)
 
 
+def test_evaluate_with_fid(tmp_path, monkeypatch):
+    """Its features come from another network here: which pictures it sees, and where the numbers go."""
+    items = make_items(tmp_path, sizes=[(48, 40)] * 5)
+    module = sys.modules[evaluate.__module__]
+    monkeypatch.setattr(module, "find_inception", Path)
+    monkeypatch.setattr(module, "SubsetDistances", lambda *_: SubsetDistances(None, feature=Colours()))
+    found = evaluate(items, metrics=["ssim", "fid"], batch_size=2, inception=tmp_path, **QUIET)
+    assert [(row["subset"], set(row)) for row in found.rows] == [
+        (s, {"subset", "name", "ssim"}) for s in ("a", "b", "a", "b", "a")
+    ]
+    expected = SubsetDistances(None, feature=Colours())
+    for item in items:
+        images = [torch.from_numpy(np.array(Image.open(p).convert("RGB"))) for p in (item.generated, item.reference)]
+        expected.update([item.subset], *(image.permute(2, 0, 1)[None] / 255.0 for image in images))
+    for subset, value in expected.compute().items():
+        assert found.summary[subset or "all"]["fid"] == pytest.approx(value, rel=1e-6)
+    assert found.notes == ["FID from fewer than 2048 images depends on their number: compare equal sets only."]
+    monkeypatch.setattr(module, "_FEW_FOR_FID", 5)
+    assert evaluate(items, metrics=["fid"], inception=tmp_path, **QUIET).notes == []
+
+
+def test_a_score_that_is_not_finite_stops(tmp_path, monkeypatch):
+    def second_is_broken(generated, reference):
+        return torch.tensor([0.5, float("nan")])[: len(generated)]
+
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "ssim", second_is_broken)
+    with pytest.raises(FastsketchError, match=r"ssim of .*g1\.png against .*r1\.png is not finite"):
+        evaluate(make_items(tmp_path), metrics=["ssim"], **QUIET)
+
+
 def test_unavailable_metrics_do_not_vanish(tmp_path):
     found = evaluate(make_items(tmp_path), **QUIET)
     assert set(found.unavailable) == {"lpips-alex", "lpips-vgg", "fid"}

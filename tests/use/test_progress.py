@@ -1,0 +1,20 @@
+"""Progress in a log."""
+
+from fastsketch.progress import progress_bar
+
+
+def test_each_state_is_a_line_in_a_log(capsys, monkeypatch):
+    monkeypatch.setattr("fastsketch.progress.LOG_INTERVAL", 0.0)
+    for _ in (bar := progress_bar(range(3), desc="draw", unit="image")):
+        bar.set_postfix_str("x" * 300)
+    written = capsys.readouterr().err
+    assert "\r" not in written
+    lines = written.splitlines()
+    assert written.endswith("\n") and all(line.startswith("draw: ") for line in lines)
+    assert [sum(f" {n}/3 " in line for line in lines) > 0 for n in range(4)] == [True] * 4
+    assert " 3/3 " in lines[-1]
+
+
+def test_the_last_state_is_written_however_short_it_was(capsys):
+    list(progress_bar(range(3)))
+    assert [" 0/3 " in line or " 3/3 " in line for line in capsys.readouterr().err.splitlines()] == [True, True]
