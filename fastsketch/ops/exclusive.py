@@ -2,8 +2,9 @@
 
 Three things count owners of a tensor, and each is blind to some: the tensor's own use count (blind to Python), its
 storage's use count (sees views and arrays made of it), and Python's reference counts (see hooks that keep it). What
-they are when nobody else holds a gradient depends on the versions of Python and torch, so it is measured, once, on a
-graph made for it. The same rule, in its C++ half, lets torch's engine accumulate gradients in place.
+they are when nobody else holds a gradient depends on the versions of Python and torch, and on how Python makes calls
+at the moment (`_call_references`), so it is measured, once for each, on a graph made for it. The same rule, in its C++
+half, lets torch's engine accumulate gradients in place.
 """
 
 import sys
@@ -32,6 +33,24 @@ def _holders(grad: Tensor) -> tuple[int, ...]:
     return (*counts, sys.getrefcount(base), weakref.getweakrefcount(base), base._use_count())
 
 
+def _references(_: None, x: object) -> int:
+    return sys.getrefcount(x)
+
+
+def _references_spread(*args: object) -> int:
+    return _references(None, *args)
+
+
+def _call_references() -> tuple[int, int]:
+    """How often a call holds an argument that nobody else holds: by position, and spread out of a tuple, as torch calls
+    a backward.
+
+    Fewer times where Python runs the call within its caller's loop. A frame hook keeps it from both (a debugger's, or
+    torch.compile's while it looks on), a profiler from the second in some versions of Python.
+    """
+    return _references(None, object()), _references_spread(object())
+
+
 class _Probe(torch.autograd.Function):
     """Writes down the holders of the gradient that arrives, through the calls that `is_exclusive` is reached by."""
 
@@ -57,10 +76,10 @@ class _HookProbe:
 
 
 @cache
-def _unheld(by_hook: bool, device: str) -> tuple[tuple[int, ...], ...]:
+def _unheld(by_hook: bool, device: str, call_references: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
     """The holders of a gradient that only the engine holds: of a new tensor, and of a view of all of one.
 
-    By the device's type: on a GPU another thread runs the backward.
+    By the device's type, since on a GPU another thread runs the backward, and by what calls hold now.
     """
     found: list[tuple[int, ...]] = []
     with torch.enable_grad():
@@ -110,4 +129,6 @@ def is_exclusive(grad: Tensor, found: list[tuple[int, ...]] | None = None, *, by
     if found is not None:
         found.append(_holders(grad))
         return False
-    return _is_private(grad) and _holders(grad) in _unheld(by_hook, grad.device.type)
+    if not _is_private(grad):
+        return False
+    return _holders(grad) in _unheld(by_hook, grad.device.type, _call_references())

@@ -1,7 +1,14 @@
 """These tests need the C++ kernels; without a compiler there are none, and the reason is shown."""
 
+import contextlib
+import sys
+
 import pytest
 import torch
+import torch._dynamo
+from torch._C._dynamo.eval_frame import set_eval_frame
+
+from fastsketch.ops import exclusive
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +33,30 @@ def cpp():
 def keep(request):
     """Ways to hold on to a gradient."""
     return request.param
+
+
+@contextlib.contextmanager
+def _frame_hook():
+    before = set_eval_frame(False)
+    try:
+        yield
+    finally:
+        set_eval_frame(before)
+
+
+@contextlib.contextmanager
+def _profiler():
+    before = sys.getprofile()
+    sys.setprofile(lambda *_: None)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+@pytest.fixture(params=[_frame_hook, _profiler], ids=["frame_hook", "profiler"])
+def looked_on(request):
+    """What makes Python hold the arguments of a call more often: torch.compile or a debugger, a profiler."""
+    exclusive._unheld.cache_clear()
+    yield request.param
+    exclusive._unheld.cache_clear()

@@ -94,6 +94,16 @@ def test_the_gradient_is_that_of_indexing(added, dims, dtype):
     assert added == ["in place"] * 2  # the last layer gets a dense one
 
 
+def test_whether_somebody_looks_on_or_not(added, looked_on):
+    given = problem()
+    for _ in range(2):
+        with looked_on():
+            late_grads = gradients(late, *given)
+        close(late_grads, gradients(plain, *given))
+        close(gradients(late, *given), late_grads)
+    assert added == ["in place"] * 8
+
+
 def test_channels_last(added):
     net, x, index, weight = problem()
     given = net.to(memory_format=torch.channels_last), x, index, weight

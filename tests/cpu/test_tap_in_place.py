@@ -1,5 +1,7 @@
 """The tap writes into the arriving gradient where nothing else can hold it, and only there."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,25 @@ class HandDown(torch.autograd.Function):
 def test_writes_where_nothing_else_holds_it(written, downstream):
     run(downstream)
     assert len(written) == 1
+
+
+@pytest.mark.parametrize("order", [(False, True), (True, False)])
+def test_writes_whether_somebody_looks_on_or_not(written, looked_on, order):
+    for times, seen in enumerate(order, 1):
+        with looked_on() if seen else contextlib.nullcontext():
+            run(lambda f: (f * 2).sum())
+        assert len(written) == times
+
+
+@pytest.mark.parametrize("holders", range(1, 5))
+def test_copies_what_is_held_after_a_first_use_that_was_looked_on(written, looked_on, holders):
+    with looked_on():
+        run(lambda f: (f * 2).sum())
+    assert len(written) == 1
+    kept = []
+    run(lambda f: (f * 2).sum(), lambda features: features.register_hook(lambda grad: kept.extend([grad] * holders)))
+    assert len(written) == 1
+    assert torch.equal(kept[0], torch.full(SHAPE, 2.0))
 
 
 def test_arriving_memory_is_the_memory_returned(written):
