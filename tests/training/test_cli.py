@@ -48,7 +48,7 @@ def test_a_log_gets_the_progress_bar_now_and_then(capsys, data, tmp_path):
     code, _, err = run(
         capsys, "train", "--data", data, "--out", tmp_path / "run", *TINY, "--epochs", 4, "--log-every", 1
     )
-    states = [state for state in err.split("\r") if "/20 [" in state]
+    states = [state for state in err.splitlines() if "/20 [" in state]
     assert code == 0 and len(states) == 2 and states[-1].startswith("epoch 4/4: 100%") and " img/s" in states[-1]
 
 
