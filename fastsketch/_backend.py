@@ -2,11 +2,13 @@
 
 An implementation is a module with one function per kernel, all of the same names and signatures. `reference` (plain
 PyTorch, the specification) has every kernel and runs everywhere; the others are preferred where they load and have
-the kernel. A choice made by name never falls back: what is missing is an error that says why.
+the kernel. A choice made by name never falls back: what is missing is an error that says why. Where nobody chose and
+there are no kernels for a device at all, a line on the logger says so, once.
 """
 
 import contextlib
 import importlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -15,6 +17,8 @@ from types import ModuleType
 import torch
 
 from fastsketch.errors import FastsketchError
+
+logger = logging.getLogger("fastsketch")
 
 IMPLEMENTATIONS = {
     "cpp": "fastsketch.cpp",
@@ -155,9 +159,21 @@ def _choose(kernel: str, device_type: str, index: int | None, forced: str | None
             raise CannotRun(f"backend {forced!r} was asked for, but {kernel}: {reason}")
         return forced
     for implementation in PREFERENCE.get(device_type, ()):
+        if implementation == "reference":
+            _tell_without_kernels(device_type)
         if not _passed_over(implementation, kernel, index):
             return implementation
     return "reference"
+
+
+@cache
+def _tell_without_kernels(device_type: str) -> None:
+    """Say so where none of a device's implementations is there; a trial that a kernel failed speaks for itself."""
+    reasons = [_load(name)[1] for name in PREFERENCE[device_type] if name != "reference"]
+    if all(reasons):
+        logger.warning(
+            "fastsketch: no kernels for %s, so operators run on plain PyTorch, slowly: %s", device_type, reasons[-1]
+        )
 
 
 def forget() -> None:

@@ -123,6 +123,7 @@ def test_nothing_to_do_is_no_error():
 
 
 def test_overflow_is_seen_and_a_relu_stops_what_is_not_finite():
+    pytest.importorskip("fastsketch.cpp", reason="the framework's norm hides an overflow", exc_type=ImportError)
     layer, x = InstanceNorm(1, 0.0), torch.full((1, 1, 4, 4), 1e25)
     x[0, 0, 0, 0] *= -1
     assert layer(x).isnan().all()

@@ -37,3 +37,5 @@ def test_works_and_says_why(tmp_path):
     assert str(copy) in run.stdout
     assert "no C++ compiler" in run.stdout
     assert "refused: backend 'cpp' was asked for" in run.stdout  # asked for by name: never a silent fallback
+    told = [line for line in run.stderr.splitlines() if line.startswith("fastsketch: no kernels for cpu, ")]
+    assert len(told) == 1 and "not built at installation: no C++ compiler" in told[0]
