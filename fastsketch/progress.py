@@ -14,7 +14,7 @@ class _Lines:
     """A stream in which each state of a bar is a line of its own; tqdm would write them over one another."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream, self.encoding = stream, stream.encoding
+        self.stream, self.encoding = stream, getattr(stream, "encoding", None)
 
     def write(self, text: str) -> None:
         if state := text.strip():
