@@ -159,18 +159,17 @@ def _choose(kernel: str, device_type: str, index: int | None, forced: str | None
             raise CannotRun(f"backend {forced!r} was asked for, but {kernel}: {reason}")
         return forced
     for implementation in PREFERENCE.get(device_type, ()):
-        if implementation == "reference":
-            _tell_without_kernels(device_type)
-        if not _passed_over(implementation, kernel, index):
+        if implementation != "reference" and not _passed_over(implementation, kernel, index):
             return implementation
+    _tell_without_kernels(device_type)
     return "reference"
 
 
 @cache
 def _tell_without_kernels(device_type: str) -> None:
     """Say so where none of a device's implementations is there; a trial that a kernel failed speaks for itself."""
-    reasons = [_load(name)[1] for name in PREFERENCE[device_type] if name != "reference"]
-    if all(reasons):
+    reasons = [why_not_loaded(name) for name in PREFERENCE.get(device_type, ()) if name != "reference"]
+    if reasons and all(reasons):
         logger.warning(
             "fastsketch: no kernels for %s, so operators run on plain PyTorch, slowly: %s", device_type, reasons[-1]
         )

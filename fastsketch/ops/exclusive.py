@@ -45,8 +45,8 @@ def _call_references() -> tuple[int, int]:
     """How often a call holds an argument that nobody else holds: by position, and spread out of a tuple, as torch calls
     a backward.
 
-    Fewer times where Python runs the call within its caller's loop. A frame hook keeps it from both (a debugger's, or
-    torch.compile's while it looks on), a profiler from the second in some versions of Python.
+    Fewer times where Python runs the call within its caller's loop. A frame hook (PEP 523) keeps it from both, such as
+    the one that torch.compile leaves behind when a compilation fails; a profiler from the second on Python 3.13.
     """
     return _references(None, object()), _references_spread(object())
 

@@ -56,7 +56,7 @@ def _profiler():
 
 @pytest.fixture(params=[_frame_hook, _profiler], ids=["frame_hook", "profiler"])
 def looked_on(request):
-    """What makes Python hold the arguments of a call more often: torch.compile or a debugger, a profiler."""
+    """What makes Python hold the arguments of a call more often: a frame hook (torch.compile's), a profiler."""
     exclusive._unheld.cache_clear()
     yield request.param
     exclusive._unheld.cache_clear()
