@@ -39,6 +39,10 @@ STABLE_TORCH_LIBRARY(fastsketch_C, m) {
   m.def(
       "attend_backward(Tensor grad_output, Tensor output, Tensor lse, Tensor query, Tensor key, Tensor value, "
       "float scale) -> (Tensor, Tensor, Tensor)");
+  m.def("attend_rows_forward(Tensor query, Tensor key, Tensor value, float scale) -> (Tensor, Tensor)");
+  m.def(
+      "attend_rows_backward(Tensor grad_output, Tensor output, Tensor lse, Tensor query, Tensor key, Tensor value, "
+      "float scale) -> (Tensor, Tensor, Tensor)");
   m.def("blur_downsample(Tensor input) -> Tensor");
   m.def("blur_downsample_gradient(Tensor grad_output, int height, int width) -> Tensor");
   m.def("blur_upsample(Tensor input) -> Tensor");
@@ -77,6 +81,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastsketch_C, CPU, m) {
   m.impl("weighted_nce", TORCH_BOX(&fastsketch::weighted_nce_cpu));
   m.impl("attend_forward", TORCH_BOX(&fastsketch::attend_forward_cpu));
   m.impl("attend_backward", TORCH_BOX(&fastsketch::attend_backward_cpu));
+  m.impl("attend_rows_forward", TORCH_BOX(&fastsketch::attend_rows_forward_cpu));
+  m.impl("attend_rows_backward", TORCH_BOX(&fastsketch::attend_rows_backward_cpu));
   m.impl("blur_downsample", TORCH_BOX(&fastsketch::blur_downsample_cpu));
   m.impl("blur_downsample_gradient", TORCH_BOX(&fastsketch::blur_downsample_gradient_cpu));
   m.impl("blur_upsample", TORCH_BOX(&fastsketch::blur_upsample_cpu));

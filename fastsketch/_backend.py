@@ -67,6 +67,8 @@ OPTIONAL = {
     "convolve_kernel_gradient": "gather_patches_forward",
     "attend_forward": "gather_patches_forward",
     "attend_backward": "gather_patches_forward",
+    "attend_rows_forward": "gather_patches_forward",
+    "attend_rows_backward": "gather_patches_forward",
     "blur_downsample": "gather_patches_forward",
     "blur_downsample_gradient": "gather_patches_forward",
     "blur_upsample": "gather_patches_forward",

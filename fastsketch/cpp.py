@@ -324,6 +324,31 @@ def attend_backward(
     return _ops.attend_backward(*given, scale)
 
 
+if facts()["in use"] == "amx":
+
+    def attend_rows_forward(
+        query: Tensor,  # [B, N, d] bfloat16
+        key: Tensor,  # [B, M, d]
+        value: Tensor,  # [B, M, C]
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:  # [B, N, C], and the log-sum-exp of each query's logits [B, N] float32
+        """`attend_forward` of rows, weights rounded to bfloat16 where they meet the values."""
+        return _ops.attend_rows_forward(query.contiguous(), key.contiguous(), value.contiguous(), scale)
+
+    def attend_rows_backward(
+        grad_output: Tensor,  # [B, N, C] bfloat16
+        output: Tensor,  # attend_rows_forward's
+        lse: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of query, key and value."""
+        given = (tensor.contiguous() for tensor in (grad_output, output, lse, query, key, value))
+        return _ops.attend_rows_backward(*given, scale)
+
+
 def instance_norm(
     x: Tensor,  # [B, C, H, W] of any floating dtype
     slope: float,

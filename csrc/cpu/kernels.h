@@ -1,12 +1,21 @@
 // What the CPU kernels take: plain pointers and strides, so that the same source can be compiled for several
-// instruction sets and nothing of torch enters it. Shapes and dtypes were checked by the callers (<op>_cpu.cpp).
+// instruction sets and nothing of torch enters it but its number types. Shapes and dtypes were checked by the callers
+// (<op>_cpu.cpp).
 #pragma once
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
 
 #include <cstdint>
 #include <type_traits>
 #include <vector>
 
+#include "dispatch.h"
+
 namespace fastsketch {
+
+using c10::BFloat16;
+using c10::Half;
 
 enum class Dtype { f32, f64, bf16, f16 };
 
@@ -161,6 +170,22 @@ struct AttendGradients {
   T* value;
 };
 
+// The same of rows, in bfloat16.
+struct AttendRows {
+  const BFloat16* query;  // [B, N, width]
+  const BFloat16* key;    // [B, M, width]
+  const BFloat16* value;  // [B, M, channels]
+};
+
+struct AttendRowsGradients {
+  const BFloat16* output;    // [B, N, channels], the arriving gradient
+  const BFloat16* attended;  // [B, N, channels], the forward's result
+  const float* lse;          // [B, N]
+  BFloat16* query;           // of the inputs' shapes
+  BFloat16* key;
+  BFloat16* value;
+};
+
 // Maps of `size` values each, [B, channels, size] or, channels-last, [B, size, channels]: normalised, and what is below
 // 0 times a slope; or, with `grad`, the gradient.
 struct InstanceNorm {
@@ -281,11 +306,16 @@ struct Kernels {
   }
 };
 
+// Those that AMX brings; null pointers where it is not in use.
+struct TileKernels {
+  void (*attend_rows_forward)(const Attend&, const AttendRows&, BFloat16* output, float* lse);
+  void (*attend_rows_backward)(const Attend&, const AttendRows&, const AttendRowsGradients&);
+};
+
 namespace baseline {
 extern const Kernels kernels;
 }
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define FASTSKETCH_X86_LEVELS 1
+#ifdef FASTSKETCH_X86_LEVELS
 namespace avx2 {
 extern const Kernels kernels;
 }
@@ -293,9 +323,15 @@ namespace avx512 {
 extern const Kernels kernels;
 }
 #endif
+#ifdef FASTSKETCH_AMX
+namespace amx {
+extern const TileKernels kernels;
+}
+#endif
 
 // The kernels for this processor (or of FASTSKETCH_CPU_LEVEL), chosen at the first call.
 const Kernels& kernels();
+const TileKernels& tile_kernels();
 
 // Not vectorised, hence built once. `log_in_place` replaces doubles by their logarithms.
 void sample_patches(const Sampling&, void (*log_in_place)(double* values, int64_t count));

@@ -1,9 +1,6 @@
 // Headers of the kernels, before any instruction set is chosen: what they define inline must run everywhere.
 #pragma once
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -17,8 +14,3 @@
 
 #include "kernels.h"
 #include "parallel.h"
-
-namespace fastsketch {
-using c10::BFloat16;
-using c10::Half;
-}  // namespace fastsketch

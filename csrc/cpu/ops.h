@@ -42,6 +42,9 @@ std::tuple<Tensor, Tensor> weighted_nce_cpu(
 std::tuple<Tensor, Tensor> attend_forward_cpu(Tensor query, Tensor key, Tensor value, double scale);
 std::tuple<Tensor, Tensor, Tensor> attend_backward_cpu(
     Tensor grad_output, Tensor output, Tensor lse, Tensor query, Tensor key, Tensor value, double scale);
+std::tuple<Tensor, Tensor> attend_rows_forward_cpu(Tensor query, Tensor key, Tensor value, double scale);
+std::tuple<Tensor, Tensor, Tensor> attend_rows_backward_cpu(
+    Tensor grad_output, Tensor output, Tensor lse, Tensor query, Tensor key, Tensor value, double scale);
 Tensor blur_downsample_cpu(Tensor input);
 Tensor blur_downsample_gradient_cpu(Tensor grad_output, int64_t height, int64_t width);
 Tensor blur_upsample_cpu(Tensor input);

@@ -121,7 +121,7 @@ def norm(channels: int, side: int, device: torch.device, half: bool = False) -> 
     return _against_framework(make, layer, plain, half)
 
 
-def attention(positions: int, device: torch.device, width: int = 32, channels: int = 256) -> Case:
+def attention(positions: int, device: torch.device, width: int = 32, channels: int = 256, half: bool = False) -> Case:
     """Attention over the values of two pictures, and its gradients.
 
     Args:
@@ -129,13 +129,15 @@ def attention(positions: int, device: torch.device, width: int = 32, channels: i
         device: where.
         width: of queries and keys.
         channels: of values.
+        half: bfloat16, as it comes of channels-last maps.
     """
 
     def make() -> SimpleNamespace:
-        given = [random(2, size, positions, device=device).requires_grad_() for size in (width, width, channels)]
-        return SimpleNamespace(given=given, arriving=random(2, channels, positions, device=device))
+        sizes = (width, width, channels, channels)
+        maps = [_map(2, size, positions, 1, device=device, half=half).flatten(2) for size in sizes]
+        return SimpleNamespace(given=[x.requires_grad_() for x in maps[:3]], arriving=maps[3])
 
-    return _against_framework(make, attend, lambda *given: attend(*given, own_kernel=False))
+    return _against_framework(make, attend, lambda *given: attend(*given, own_kernel=False), half)
 
 
 def distance(channels: int, side: int, device: torch.device, half: bool = False) -> Case:
@@ -250,6 +252,6 @@ CPU_CASES["perceptual loss 256²"] = Recipe(perceptual, {"side": 256}, {"side": 
 CPU_CASES |= {
     f"{name}, channels-last bfloat16": replace(recipe, arguments={**recipe.arguments, "half": True})
     for name, recipe in [*CASES.items(), *CPU_CASES.items()]
-    if recipe.build in (blur, norm, distance)
+    if recipe.build in (blur, norm, distance, attention)
 }
 """By name; for a CPU only."""

@@ -62,6 +62,8 @@ def test_rounding_is_of_the_size_of_the_frameworks():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_at_the_end(dtype):
+    if dtype == torch.bfloat16 and kernel("attend_rows_forward", torch.device("cpu")):
+        pytest.skip("AMX multiplies bfloat16 as it is: test_attend_rows.py")
     inputs = _inputs(1, 50, 40, 8, 24, dtype)
     got = attend(*inputs)
     assert got.dtype == dtype
