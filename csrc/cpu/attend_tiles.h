@@ -15,14 +15,6 @@ inline float dot_rows(const BFloat16* a, const BFloat16* b, int64_t count) {
   return total;
 }
 
-// body(row) for each STEP rows.
-template <typename Body>
-void for_each_step(int64_t rows, const Body& body) {
-  parallel_for(0, (rows + STEP - 1) / STEP, 2, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) body(n * STEP);
-  });
-}
-
 // Weights e^(scale z - maximum) of a row of logits z, those behind `valid` 0, to put(j, 16 of them); `padded` is a
 // multiple of 16. The maximum so far, of scale z, is raised, and the weights' sum returned.
 template <typename Put>
@@ -67,7 +59,7 @@ inline void attend_rows_forward(const Attend& p, const AttendRows& in, BFloat16*
             const float before = maximum[r];
             const float added = weigh_row(
                 logits + r * KEYS, valid, columns, float(p.scale), maximum[r], [&](int64_t j, FloatVec weight) {
-                  store_values<float>(weights + place_in_rows(r, j, columns / DEPTH), weight);
+                  put_rounded(weight, SIDE, weights + place_in_rows(r, j, columns / DEPTH));
                 });
             const float shrink = maximum[r] == before ? 1.F : std::exp(before - maximum[r]);
             sum[r] = sum[r] * shrink + added;
@@ -96,11 +88,8 @@ inline void put_turned(
       FloatVec square[SIDE];
       for (int64_t i = 0; i < SIDE; ++i) square[i] = load<float>(from + (c + i) * from_row + j) * factor;
       transpose<float>(square);
-      for (int64_t i = 0; i < std::min(SIDE, keys - j); ++i) {
-        BFloat16 values[SIDE];
-        store_values<float>(values, square[i]);
-        std::copy_n(values, std::min(SIDE, channels - c), to + (j + i) * channels + c);
-      }
+      for (int64_t i = 0; i < std::min(SIDE, keys - j); ++i)
+        put_rounded(square[i], channels - c, to + (j + i) * channels + c);
     }
 }
 
@@ -215,7 +204,7 @@ class AttendRowsBackward {
       put_pair(weight, weights + (first + j) * queries + line);
       put_pair(slope, slopes + (first + j) * queries + line);
       for (int64_t i = 0; i < 2; ++i)
-        store_values<float>(part.slopes + place_in_rows(r + i, j, columns / DEPTH), slope[i]);
+        put_rounded(slope[i], SIDE, part.slopes + place_in_rows(r + i, j, columns / DEPTH));
     }
   }
 

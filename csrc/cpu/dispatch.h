@@ -49,7 +49,7 @@ inline bool level_detected(const std::string& level) {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && level_detected("avx2");
 #endif
 #ifdef FASTSKETCH_AMX
-  if (level == "amx") return level_detected("avx512") && has_amx();
+  if (level == "amx") return level_detected("avx512") && __builtin_cpu_supports("avx512bf16") && has_amx();
 #endif
   return level == "baseline";
 }

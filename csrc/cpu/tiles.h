@@ -35,7 +35,7 @@ class TilesInUse {
   alignas(64) uint8_t before_[64];
 };
 
-// C [32, 32] = (add ? C : 0) + A · B, so many blocks deep; A's second row of blocks and B's second column of them stand
+// C [32, 32] = (add ? C : 0) + A · B, so many blocks deep; A's second row of blocks and B's second column of them are
 // `a_next` and `b_next` values behind the first, C's rows `c_row` apart.
 inline void multiply_square(
     const BFloat16* a, int64_t a_next, const BFloat16* b, int64_t b_next, int64_t blocks, float* c, int64_t c_row,
@@ -91,20 +91,29 @@ struct Words {
   }
 };
 
+// So many values and zeros behind them; a whole vector of them without a call.
+template <typename V>
+inline V values_or_zeros(const BFloat16* from, int64_t count) {
+  V values = {};
+  if (count * int64_t(sizeof(BFloat16)) >= int64_t(sizeof(V)))
+    __builtin_memcpy(&values, from, sizeof(V));
+  else if (count > 0)
+    __builtin_memcpy(&values, from, size_t(count) * sizeof(BFloat16));
+  return values;
+}
+
 // Pairs of neighbouring values of 16 rows.
 inline Words words_of_rows(const BFloat16* from, int64_t stride, int64_t rows, int64_t columns) {
-  Words words = {};
-  for (int64_t r = 0; r < std::min(rows, SIDE); ++r)
-    __builtin_memcpy(&words.row[r], from + r * stride, sizeof(BFloat16) * size_t(std::min(columns, DEPTH)));
+  Words words;
+  for (int64_t r = 0; r < SIDE; ++r)
+    words.row[r] = values_or_zeros<FloatVec>(from + r * stride, r < rows ? columns : 0);
   return words;
 }
 
 // Pairs of values that stand below each other, of 32 rows.
 inline Words words_of_pairs(const BFloat16* from, int64_t stride, int64_t rows, int64_t columns) {
-  const int64_t bytes = std::clamp<int64_t>(columns, 0, SIDE) * int64_t(sizeof(BFloat16));
   const auto values = [&](int64_t r) {
-    ShortVec bits = {};
-    if (r < rows) __builtin_memcpy(&bits, from + r * stride, size_t(bytes));
+    const ShortVec bits = values_or_zeros<ShortVec>(from + r * stride, r < rows ? columns : 0);
     return __builtin_convertvector(bits, UnsignedVec);
   };
   Words words;
@@ -142,14 +151,26 @@ inline int64_t place_in_rows(int64_t i, int64_t k, int64_t blocks) {
   return (i / SIDE * blocks + k / DEPTH) * BLOCK + i % SIDE * DEPTH + k % DEPTH;
 }
 
-// Values rounded to bfloat16, in the upper half of each word.
-inline UnsignedVec rounded(FloatVec v) {
-  const UnsignedVec wide = same_bits<UnsignedVec>(v);
-  return v == v ? wide + 0x7fff + ((wide >> 16) & 1) : (wide | 0x400000);
+// 16 values rounded to bfloat16, to the nearest, ties to even; subnormal ones are 0.
+inline ShortVec rounded(FloatVec v) { return same_bits<ShortVec>(_mm512_cvtneps_pbh(same_bits<__m512>(v))); }
+
+// So many of them, 16 at most.
+inline void put_rounded(FloatVec v, int64_t count, BFloat16* to) {
+  const ShortVec bits = rounded(v);
+  __builtin_memcpy(to, &bits, count >= SIDE ? sizeof(bits) : size_t(count) * sizeof(BFloat16));
 }
 
 // The same places of two rows, side by side.
 inline void put_pair(const FloatVec* rows, BFloat16* to) {
-  const UnsignedVec pair = rounded(rows[0]) >> 16 | (rounded(rows[1]) & 0xffff0000);
+  const auto wide = [](FloatVec row) { return __builtin_convertvector(rounded(row), UnsignedVec); };
+  const UnsignedVec pair = wide(rows[0]) | wide(rows[1]) << 16;
   __builtin_memcpy(to, &pair, sizeof(pair));
+}
+
+// body(row) for each STEP rows.
+template <typename Body>
+void for_each_step(int64_t rows, const Body& body) {
+  parallel_for(0, (rows + STEP - 1) / STEP, 2, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) body(n * STEP);
+  });
 }
