@@ -134,7 +134,9 @@ void scatter_values(const Features& f, const Patches& p) {
       }
       for (int64_t c = first; c < last; ++c) {
         T* plane = to + c * f.channel_stride;
+        const T* ahead = plane + (c + 2 < last ? 2 * f.channel_stride : 0);  // lines to be written soon
         for (int64_t m = 0; m < count; ++m) {
+          __builtin_prefetch(ahead + offset[m], 1, 2);
           T& value = plane[offset[m]];
           value = T(Sum(value) + tile[m][c - first]);
         }
