@@ -331,7 +331,7 @@ if facts()["in use"] == "amx":
         key: Tensor,  # [B, M, d]
         value: Tensor,  # [B, M, C]
         scale: float,
-    ) -> tuple[Tensor, Tensor]:  # [B, N, C], and the log-sum-exp of each query's logits [B, N] float32
+    ) -> tuple[Tensor, Tensor]:  # [B, N, C], and the log-sum-exp of each query's logits [B, N], both float32
         """`attend_forward` of rows, weights rounded to bfloat16 where they meet the values."""
         return _ops.attend_rows_forward(query.contiguous(), key.contiguous(), value.contiguous(), scale)
 

@@ -1,4 +1,5 @@
-// The kernels that multiply bfloat16 in tiles, for x86-64 processors with AMX (and so AVX512-BF16); all others there are avx512.cpp's.
+// The kernels that multiply bfloat16 in tiles, for x86-64 processors with AMX (and so AVX512-BF16); all others there are
+// avx512.cpp's.
 #include "level.h"
 
 #ifdef FASTSKETCH_AMX
@@ -9,7 +10,8 @@
     __attribute__((target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2"))), \
     apply_to = function)
 #else
-#pragma GCC target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prefer-vector-width=512")
+#pragma GCC target("amx-tile,amx-bf16,avx512bf16")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2,prefer-vector-width=512")
 #endif
 
 #define VECTOR_BYTES 64

@@ -34,10 +34,11 @@ AttendRows inputs(const Tensor& query, const Tensor& key, const Tensor& value) {
 std::tuple<Tensor, Tensor> attend_rows_forward_cpu(Tensor query, Tensor key, Tensor value, double scale) {
   const Attend p = shape_of(query, key, value, scale);
   const AttendRows in = inputs(query, key, value);
-  const Tensor output = torch::stable::new_empty(query, std::vector<int64_t>{p.images, p.queries, p.channels});
+  const Tensor output =
+      torch::stable::new_empty(query, std::vector<int64_t>{p.images, p.queries, p.channels}, ScalarType::Float);
   const Tensor lse =
       torch::stable::new_empty(query, std::vector<int64_t>{p.images, p.queries}, ScalarType::Float);
-  tile_kernels().attend_rows_forward(p, in, output.mutable_data_ptr<BFloat16>(), lse.mutable_data_ptr<float>());
+  tile_kernels().attend_rows_forward(p, in, output.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
   return {output, lse};
 }
 
@@ -47,13 +48,15 @@ std::tuple<Tensor, Tensor, Tensor> attend_rows_backward_cpu(
   check_shape(grad_output, "grad_output", {p.images, p.queries, p.channels});
   check_shape(output, "output", {p.images, p.queries, p.channels});
   check_shape(lse, "lse", {p.images, p.queries});
+  check_type(output, "output", ScalarType::Float);
   check_type(lse, "lse", ScalarType::Float);
   Tensor grad_query = torch::stable::empty_like(query), grad_key = torch::stable::empty_like(key);
   Tensor grad_value = torch::stable::empty_like(value);
   if (p.queries == 0) return {grad_query, torch::stable::zero_(grad_key), torch::stable::zero_(grad_value)};
   tile_kernels().attend_rows_backward(
       p, inputs(query, key, value),
-      {rows_of(grad_output, "grad_output"), rows_of(output, "output"), contiguous_data<float>(lse, "lse"),
+      {rows_of(grad_output, "grad_output"), contiguous_data<float>(output, "output"),
+       contiguous_data<float>(lse, "lse"),
        grad_query.mutable_data_ptr<BFloat16>(), grad_key.mutable_data_ptr<BFloat16>(),
        grad_value.mutable_data_ptr<BFloat16>()});
   return {grad_query, grad_key, grad_value};

@@ -6,12 +6,12 @@ constexpr int64_t QUERIES = 64, KEYS = 512;  // the part of the matrix that a th
 constexpr int64_t KEYS_OF_ITEM = 128;        // whose gradients are one thread's work
 constexpr int64_t QUERIES_SUMMED = 512;      // at a time, for those
 
-inline float dot_rows(const BFloat16* a, const BFloat16* b, int64_t count) {
+inline float dot_rows(const BFloat16* a, const float* b, int64_t count) {
   FloatVec sum = {};
   int64_t i = 0;
-  for (; i + SIDE <= count; i += SIDE) sum += load_values<float>(a + i) * load_values<float>(b + i);
+  for (; i + SIDE <= count; i += SIDE) sum += load_values<float>(a + i) * load<float>(b + i);
   float total = sum_lanes<float>(sum);
-  for (; i < count; ++i) total += float(a[i]) * float(b[i]);
+  for (; i < count; ++i) total += float(a[i]) * b[i];
   return total;
 }
 
@@ -21,16 +21,17 @@ template <typename Put>
 inline float weigh_row(float* row, int64_t valid, int64_t padded, float scale, float& maximum, const Put& put) {
   const float largest = fill_and_maximum<float>(row, valid, padded, -std::numeric_limits<float>::infinity());
   maximum = std::max(maximum, largest * scale);
+  const float shift = maximum == -std::numeric_limits<float>::infinity() ? 0.F : maximum;  // so far every weight is 0
   FloatVec sum = {};
   for (int64_t j = 0; j < padded; j += SIDE) {
-    const FloatVec e = exp<float>(load<float>(row + j) * scale - maximum);
+    const FloatVec e = exp<float>(load<float>(row + j) * scale - shift);
     put(j, e);
     sum += e;
   }
   return sum_by_halves<float>(sum);
 }
 
-inline void attend_rows_forward(const Attend& p, const AttendRows& in, BFloat16* output, float* lse) {
+inline void attend_rows_forward(const Attend& p, const AttendRows& in, float* output, float* lse) {
   const int64_t width = round_up(p.width, STEP), keys = round_up(p.keys, STEP), channels = round_up(p.channels, STEP);
   Scratch<BFloat16> key(keys * width), value(keys * channels);
   for (int64_t image = 0; image < p.images; ++image) {
@@ -66,14 +67,14 @@ inline void attend_rows_forward(const Attend& p, const AttendRows& in, BFloat16*
             if (first > 0 && shrink != 1.F) scale_row(out + r * channels, channels, shrink);
           }
           multiply_blocks(
-              weights, columns * SIDE, value + first * SIDE, keys * SIDE, columns / DEPTH, rows, channels, out, channels,
-              first > 0);
+              weights, columns * SIDE, value + first * SIDE, keys * SIDE, columns / DEPTH, rows, channels, out,
+              channels, first > 0);
         }
         for (int64_t r = 0; r < count; ++r) {
           const int64_t at = image * p.queries + n + r;
-          scale_row(out + r * channels, p.channels, 1.F / sum[r]);
           lse[at] = maximum[r] + std::log(sum[r]);
-          convert_row<BFloat16>(out + r * channels, 1, p.channels, output + at * p.channels);
+          std::copy_n(out + r * channels, p.channels, output + at * p.channels);
+          scale_row(output + at * p.channels, p.channels, 1.F / sum[r]);
         }
       }
     });
@@ -94,8 +95,8 @@ inline void put_turned(
 }
 
 // The gradients of one image after the other. Its matrix is made again, `together` keys of it at a time: first threads
-// share out the queries, make weights and slopes (the logits' gradients), and add up the queries' gradients; then they share
-// out those keys, for the gradients of keys and values.
+// share out the queries, make weights and slopes (the logits' gradients), and add up the queries' gradients; then they
+// share out those keys, for the gradients of keys and values.
 class AttendRowsBackward {
  public:
   AttendRowsBackward(const Attend& shape, const AttendRows& inputs, const AttendRowsGradients& gradients)
@@ -173,13 +174,15 @@ class AttendRowsBackward {
       for (int64_t r = n; r < n + count && start == 0; ++r)
         inner[r] = dot_rows(arriving(image, r), g.attended + (image * p.queries + r) * p.channels, p.channels);
       for (int64_t first = start; first < end; first += KEYS) {
-        const int64_t columns = round_up(std::min(KEYS, end - first), STEP);
+        const int64_t valid = std::min(KEYS, end - first), columns = round_up(valid, STEP);
         multiply_blocks(
             part.query, width * SIDE, key + first * width, width * SIDE, width / DEPTH, QUERIES, columns, part.logits,
             KEYS, false);
         multiply_blocks(
             part.grad, channels * SIDE, value + first * channels, channels * SIDE, channels / DEPTH, QUERIES, columns,
             part.reached, KEYS, false);
+        for (int64_t r = 0; r < QUERIES && valid < columns; ++r)  // keys that are not there: weight 0
+          std::fill_n(part.logits + r * KEYS + valid, columns - valid, -std::numeric_limits<float>::infinity());
         for (int64_t r = 0; r < QUERIES; r += 2)
           slopes_of_pair(part, image, n, r, std::clamp<int64_t>(count - r, 0, 2), first - start, columns);
         multiply_blocks(

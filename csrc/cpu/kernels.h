@@ -170,7 +170,7 @@ struct AttendGradients {
   T* value;
 };
 
-// The same of rows, in bfloat16.
+// The same of rows, in bfloat16. The result is float32: the gradient takes differences from it.
 struct AttendRows {
   const BFloat16* query;  // [B, N, width]
   const BFloat16* key;    // [B, M, width]
@@ -179,7 +179,7 @@ struct AttendRows {
 
 struct AttendRowsGradients {
   const BFloat16* output;    // [B, N, channels], the arriving gradient
-  const BFloat16* attended;  // [B, N, channels], the forward's result
+  const float* attended;     // [B, N, channels], the forward's result
   const float* lse;          // [B, N]
   BFloat16* query;           // of the inputs' shapes
   BFloat16* key;
@@ -308,7 +308,7 @@ struct Kernels {
 
 // Those that AMX brings; null pointers where it is not in use.
 struct TileKernels {
-  void (*attend_rows_forward)(const Attend&, const AttendRows&, BFloat16* output, float* lse);
+  void (*attend_rows_forward)(const Attend&, const AttendRows&, float* output, float* lse);
   void (*attend_rows_backward)(const Attend&, const AttendRows&, const AttendRowsGradients&);
 };
 

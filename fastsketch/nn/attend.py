@@ -29,7 +29,7 @@ class _Attend(torch.autograd.Function):
         run = kernel("attend_rows_forward" if rows else "attend_forward", query.device)
         output, lse = run(query, key, value, ctx.scale)
         ctx.save_for_backward(output, lse, query, key, value)
-        return output
+        return output.to(query.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):

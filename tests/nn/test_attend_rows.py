@@ -94,6 +94,36 @@ def test_large_logits_stay_finite_and_a_broken_one_stays_visible():
     assert not attend(key, key, value)[0, 2].isfinite().any()
 
 
+def test_very_negative_logits_of_few_keys():
+    """A kernel that fills up to whole tiles must not take what is not there for a key of logit 0."""
+    query, key, value = (x.detach() for x in _inputs(1, 9, 5, 4, 6))
+    query[:, 0], key[:, 0] = -500, 1  # logits of about -250
+    inputs, arriving = [x.requires_grad_() for x in (query, key, 10 * value)], torch.randn(1, 6, 9).bfloat16()
+    for got, want in zip(_all(attend, inputs, arriving), _exact(inputs, arriving), strict=True):
+        if want.shape == key.shape or want.shape == query.shape:
+            got, want = got[:, 1:], want[:, 1:]  # in the first the gradients are rounding of what cancels out
+        assert (got.double() - want).norm() <= 3 * 2**-9 * want.norm()
+
+
+def test_a_weight_of_nearly_1_leaves_small_gradients():
+    """They are differences from the result, which must not have been rounded to bfloat16 first."""
+    query, key, value = (x.detach() for x in _inputs(1, 9, 40, 8, 16))
+    key[:, :, 0], key[:, :, 1:] = 1, key[:, :, 1:] / 8
+    inputs = [x.requires_grad_() for x in (3 * query.abs() + 1, key, value)]
+    arriving = torch.randn(1, 16, 9).bfloat16()
+    got, want = _all(attend, inputs, arriving)[1], _exact(inputs, arriving)[1]
+    assert (got.double() - want).norm() <= 0.02 * want.norm()
+
+
+def test_logits_of_minus_infinity_are_weights_of_0():
+    """In all keys of a tile, too."""
+    query, key, value = (x.detach() for x in _inputs(1, 3, 600, 2, 4))
+    query, key = 1e30 * (query.abs() + 1), 1e-30 * key
+    key[:, :, :550] = -torch.finfo(torch.bfloat16).max
+    got = attend(query, key, value)
+    assert got.isfinite().all() and torch.equal(got, attend(query, key[:, :, 550:], value[:, :, 550:]))
+
+
 def test_nothing_to_attend_for():
     inputs = _inputs(2, 0, 30, 4, 3)
     got = _all(attend, inputs, torch.zeros(2, 3, 0))
