@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fastsketch.nn.max_pool import HalvingMaxPool, with_halving_pools
-from fastsketch.nn.own_kernels import kernel
+from fastsketch.nn.own_kernels import kernel, use_own_kernels
 
 pytestmark = pytest.mark.skipif(kernel("max_pool", torch.device("cpu")) is None, reason="the C++ kernels are not built")
 
@@ -56,6 +56,16 @@ def test_any_strides():
     for one, other in zip(_run(HalvingMaxPool(), x, arriving), want, strict=True):
         assert torch.equal(one, other)
     assert HalvingMaxPool()(torch.zeros(0, 4, 6, 6)).shape == (0, 4, 3, 3)
+
+
+@pytest.mark.parametrize("own_kernel", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_whose_pool_it_is(own_kernel, channels_last):
+    pool = HalvingMaxPool()
+    use_own_kernels(pool, own_kernel)
+    x = torch.randn(2, 3, 8, 6, requires_grad=True)
+    out = pool(x.to(memory_format=torch.channels_last) if channels_last else x)
+    assert (out.grad_fn.name() == "_MaxPoolBackward") == (own_kernel and not channels_last)
 
 
 def test_only_plain_halving_pools_are_replaced():

@@ -197,6 +197,10 @@ def test_a_foreign_network_keeps_its_weights_and_its_function():
     torch.testing.assert_close(gradient, want_gradient, rtol=1e-5, atol=1e-9)
     strided = as_winograd(torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, stride=2), torch.nn.Conv2d(64, 64, 1)))
     assert not any(isinstance(layer, WinogradConv2d) for layer in strided)
+    bare = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+    x = torch.randn(1, 3, 6, 7)
+    want, (bare,) = bare(x), as_winograd(bare)
+    assert isinstance(bare, WinogradConv2d) and torch.equal(bare(x), want)
 
 
 def test_under_autocast_the_tiles_are_float32():
