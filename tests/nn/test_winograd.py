@@ -176,6 +176,11 @@ def test_bad_shapes_are_named():
         convolve(torch.zeros(1, 2, 5, 5), torch.zeros(4, 2, 3, 3).double())
     with pytest.raises(ValueError, match="sides of at least 3"):
         convolve(torch.zeros(1, 2, 5, 2), torch.zeros(1, 2, 3, 3), None, 2, "reflect")
+    for size, padding, least in ((3, 0, 3), (3, 1, 1), (4, 1, 2), (7, 2, 3)):
+        weight = torch.zeros(1, 2, size, size)
+        assert convolve(torch.zeros(1, 2, 9, least), weight, None, padding).shape[3] == 1
+        with pytest.raises(ValueError, match=f"sides of at least {least}, got"):
+            convolve(torch.zeros(1, 2, 9, least - 1), weight, None, padding)
 
 
 def test_a_foreign_network_keeps_its_weights_and_its_function():
