@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 import fastsketch
+from fastsketch.compat.cut import PatchSampleF
+from fastsketch.nn import PatchProjection
 from fastsketch.nn.attend import attend
 from fastsketch.nn.blur import BlurDownsample, BlurUpsample
 from fastsketch.nn.convolution import convolve
@@ -58,6 +60,14 @@ def test_the_kernel_runs(name):
         return  # nodes for any implementation
     with fastsketch.use_backend("reference"):
         assert f"{name}Backward" not in ways(CASES[name]())
+
+
+def test_the_modules_too():
+    """With nobody's hooks on them."""
+    projection = PatchProjection([4], 6)
+    assert "ProjectPatchesBackward" in ways(projection([given(1, 3, 4)]))
+    sample = PatchSampleF(use_mlp=True, nc=6)
+    assert {"GatherChainBackward", "ProjectAndNormalizeBackward"} <= ways(sample([given(1, 4, 4, 4)], 5)[0][0])
 
 
 @pytest.mark.parametrize("name", ["_Downsample", "_Upsample", "_InstanceNorm"])
