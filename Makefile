@@ -56,8 +56,8 @@ sanitize: $(READY)
 	@cd build/sanitize && PYTHONPATH=. ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 \
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so) $$(gcc -print-file-name=libstdc++.so.6)" \
-	  ../../$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/cpu tests/nn/test_attend.py tests/nn/test_attend_rows.py tests/nn/test_blur.py \
-	  tests/nn/test_direct.py tests/nn/test_feature_distance.py tests/nn/test_instance_norm.py tests/nn/test_max_pool.py \
+	  ../../$(VENV)/bin/python -m pytest -q -p no:cacheprovider tests/cpu tests/nn/test_attend.py \
+	  tests/nn/test_attend_rows.py tests/nn/test_blur.py tests/nn/test_direct.py tests/nn/test_feature_distance.py tests/nn/test_instance_norm.py tests/nn/test_max_pool.py \
 	  tests/nn/test_winograd.py tests/reference/test_transport.py \
 	  tests/reference/test_relation.py tests/reference/test_project_and_normalize.py
 

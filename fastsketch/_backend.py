@@ -85,6 +85,9 @@ OPTIONAL = {
 """Kernels that an implementation may lack, and the kernel beside which each is run: by the same implementation, or if
 that has it not, by the framework's operators."""
 
+IN_PLACE_OF = {"attend_rows_forward": "attend_forward", "attend_rows_backward": "attend_backward"}
+"""Kernels for processors with AMX, and those that compute the same elsewhere."""
+
 _forced: str | None = None  # of the whole process: backward on a GPU runs in threads of autograd's own
 
 
@@ -234,11 +237,15 @@ def explain(device_type: str) -> dict[str, tuple[str, dict[str, str]]]:
 
 
 def explain_optional(device_type: str) -> dict[str, str]:
-    """For each kernel of `OPTIONAL` the implementation in use, or "torch" for the framework's operators."""
+    """For each kernel of `OPTIONAL` the implementation in use, or "torch" for the framework's operators.
+
+    Those of `IN_PLACE_OF` are left out where they are not there.
+    """
     device = torch.device(device_type)
     return {
         name: select(beside, device_type) if optional_kernel(name, device) else "torch"
         for name, beside in OPTIONAL.items()
+        if name not in IN_PLACE_OF or optional_kernel(name, device)
     }
 
 

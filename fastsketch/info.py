@@ -44,7 +44,7 @@ def _operators(device_types: tuple[str, ...] = ("cpu", "cuda")) -> list[str]:
                 if not reason.startswith("has no "):  # it never meant to run this one
                     reasons.setdefault(f"not {name} on {device_type}", reason)
     for kernel in used[device_types[0]]:
-        lines.append(f"{kernel:33}" + "".join(f"{used[kind][kernel]:11}" for kind in device_types).rstrip())
+        lines.append(f"{kernel:33}" + "".join(f"{used[kind].get(kernel, ''):11}" for kind in device_types).rstrip())
     return [f"{'':33}{''.join(f'{kind:11}' for kind in device_types).rstrip()}", *lines] + [
         f"{name}: {reason}" for name, reason in reasons.items()
     ]

@@ -36,8 +36,7 @@ std::tuple<Tensor, Tensor> attend_rows_forward_cpu(Tensor query, Tensor key, Ten
   const AttendRows in = inputs(query, key, value);
   const Tensor output =
       torch::stable::new_empty(query, std::vector<int64_t>{p.images, p.queries, p.channels}, ScalarType::Float);
-  const Tensor lse =
-      torch::stable::new_empty(query, std::vector<int64_t>{p.images, p.queries}, ScalarType::Float);
+  const Tensor lse = torch::stable::new_empty(query, std::vector<int64_t>{p.images, p.queries}, ScalarType::Float);
   tile_kernels().attend_rows_forward(p, in, output.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>());
   return {output, lse};
 }
@@ -56,8 +55,7 @@ std::tuple<Tensor, Tensor, Tensor> attend_rows_backward_cpu(
   tile_kernels().attend_rows_backward(
       p, inputs(query, key, value),
       {rows_of(grad_output, "grad_output"), contiguous_data<float>(output, "output"),
-       contiguous_data<float>(lse, "lse"),
-       grad_query.mutable_data_ptr<BFloat16>(), grad_key.mutable_data_ptr<BFloat16>(),
+       contiguous_data<float>(lse, "lse"), grad_query.mutable_data_ptr<BFloat16>(), grad_key.mutable_data_ptr<BFloat16>(),
        grad_value.mutable_data_ptr<BFloat16>()});
   return {grad_query, grad_key, grad_value};
 }

@@ -129,10 +129,13 @@ class AttendRowsBackward {
           gradients_of_keys(image, start, first, std::min(KEYS_OF_ITEM, end - first));
         });
       }
-      for (int64_t n = 0; n < p.queries; ++n) {
-        scale_row(grad_query + n * width, p.width, float(p.scale));
-        convert_row<BFloat16>(grad_query + n * width, 1, p.width, g.query + (image * p.queries + n) * p.width);
-      }
+      parallel_for(0, p.queries, QUERIES, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n)
+          for (int64_t d = 0; d < p.width; d += SIDE)
+            put_rounded(
+                load<float>(grad_query + n * width + d) * float(p.scale), p.width - d,
+                g.query + (image * p.queries + n) * p.width + d);
+      });
     }
   }
 

@@ -160,31 +160,20 @@ struct AttendInputs {
   const T* value;  // [B, channels, M]
 };
 
-template <typename T>
+template <typename T, typename Sum = T>
 struct AttendGradients {
-  const T* output;    // [B, channels, N], the arriving gradient
-  const T* attended;  // [B, channels, N], the forward's result
-  const T* lse;       // [B, N]
-  T* query;           // of the inputs' shapes
+  const T* output;      // [B, channels, N], the arriving gradient
+  const Sum* attended;  // [B, channels, N], the forward's result
+  const Sum* lse;       // [B, N]
+  T* query;             // of the inputs' shapes
   T* key;
   T* value;
 };
 
-// The same of rows, in bfloat16. The result is float32: the gradient takes differences from it.
-struct AttendRows {
-  const BFloat16* query;  // [B, N, width]
-  const BFloat16* key;    // [B, M, width]
-  const BFloat16* value;  // [B, M, channels]
-};
-
-struct AttendRowsGradients {
-  const BFloat16* output;    // [B, N, channels], the arriving gradient
-  const float* attended;     // [B, N, channels], the forward's result
-  const float* lse;          // [B, N]
-  BFloat16* query;           // of the inputs' shapes
-  BFloat16* key;
-  BFloat16* value;
-};
+// The same with positions for rows, [B, N, width] and so on, in bfloat16. The result is float32: the gradient takes
+// differences from it.
+using AttendRows = AttendInputs<BFloat16>;
+using AttendRowsGradients = AttendGradients<BFloat16, float>;
 
 // Maps of `size` values each, [B, channels, size] or, channels-last, [B, size, channels]: normalised, and what is below
 // 0 times a slope; or, with `grad`, the gradient.

@@ -62,12 +62,14 @@ def test_rounding_is_of_the_size_of_the_frameworks():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_at_the_end(dtype):
-    if dtype == torch.bfloat16 and kernel("attend_rows_forward", torch.device("cpu")):
-        pytest.skip("AMX multiplies bfloat16 as it is: test_attend_rows.py")
     inputs = _inputs(1, 50, 40, 8, 24, dtype)
     got = attend(*inputs)
     assert got.dtype == dtype
-    assert torch.equal(got, attend(*(x.float() for x in inputs)).to(dtype))
+    want = attend(*(x.float() for x in inputs)).to(dtype)
+    if dtype == torch.bfloat16 and kernel("attend_rows_forward", torch.device("cpu")):  # AMX rounds weights too
+        torch.testing.assert_close(got, want, rtol=0, atol=2**-7 * want.abs().max().item())
+    else:
+        assert torch.equal(got, want)
     got.sum().backward()
     assert all(x.grad.dtype == dtype for x in inputs)
 

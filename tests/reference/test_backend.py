@@ -140,7 +140,7 @@ def test_explain_names_every_kernel():
 def test_optional_kernels_are_run_beside_their_kernel(implementation):
     implementation("half", ("gather_patches_forward", "instance_norm"))
     explained = _backend.explain_optional("cpu")
-    assert list(explained) == list(_backend.OPTIONAL)
+    assert list(explained) == [name for name in _backend.OPTIONAL if name not in _backend.IN_PLACE_OF]
     assert (explained["instance_norm"], explained["convolve"]) == ("half", "torch")
     assert _backend.optional_kernel("instance_norm", torch.device("cpu")) is not None
     assert _backend.optional_kernel("convolve", torch.device("cpu")) is None
@@ -150,7 +150,9 @@ def test_the_list_of_optional_kernels_is_what_there_is():
     """A kernel that it does not name would never run; a name that nobody has is a slip."""
     cpp, triton = (pytest.importorskip(f"fastsketch.{name}", exc_type=ImportError) for name in ("cpp", "triton"))
     own = {n for n, x in vars(cpp).items() if getattr(x, "__module__", "") == cpp.__name__ and n[0] != "_"}
-    assert (own | set(triton.__all__)) - {"facts"} == {*_backend.KERNELS, *_backend.OPTIONAL}
+    there, named = (own | set(triton.__all__)) - {"facts"}, {*_backend.KERNELS, *_backend.OPTIONAL}
+    assert there | set(_backend.IN_PLACE_OF) == named  # those are there with AMX alone
+    assert set(_backend.IN_PLACE_OF.values()) <= there
 
 
 def test_use_backend_nests_and_ends_with_its_block():
