@@ -3,17 +3,25 @@
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
-from tqdm import tqdm
+WORDS = "stopping after this step; the run will be saved"
+
+
+def _say(words: str) -> None:
+    """A line on stderr without a lock or a buffer: the handler may stand in the middle of what holds them."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # no stderr, a closed terminal, a closed stream
+        start = "\n" if sys.stderr.isatty() else ""  # below the bar
+        os.write(sys.stderr.fileno(), f"{start}{words}\n".encode())
 
 
 class StopRequest:
     """Whether someone asked this process to stop.
 
     Args:
-        patient: let further signals be: torchrun passes on what the terminal has sent already. Otherwise a second one
-            interrupts at once.
+        patient: let a second Ctrl-C be: torchrun passes on what the terminal has sent already. Otherwise it interrupts
+            at once.
     """
 
     def __init__(self, patient: bool = False) -> None:
@@ -21,7 +29,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, the first Ctrl-C or SIGTERM only sets `asked`; so does every SIGHUP, unless it is ignored (nohup)."""
+        """Inside, the first Ctrl-C only sets `asked`.
+
+        So does every SIGTERM (make and timeout send two), and every SIGHUP, unless it is ignored (nohup).
+        """
         owner = os.getpid()
 
         def ask(number: int, frame: object) -> None:
@@ -29,9 +40,8 @@ class StopRequest:
                 return
             first, self.asked = not self.asked, True
             if first:
-                with contextlib.suppress(OSError):  # a closed terminal takes no words
-                    tqdm.write("stopping after this step; the run will be saved")
-            elif not self.patient and number != signal.SIGHUP:
+                _say(WORDS)
+            elif not self.patient and number == signal.SIGINT:
                 raise KeyboardInterrupt
 
         wanted = [signal.SIGINT, signal.SIGTERM]
