@@ -80,13 +80,14 @@ class ResnetGenerator(nn.Module):
         attention: put `DualAttention` behind the last tapped layer.
         tap_layers: ascending layer numbers to take patches from. Layer 0 is the padded picture, without its mask; a
             norm's number stands for the map behind its ReLU.
+        gain: scale of the initial weights, above 0; by default CUT's.
 
     Attributes:
-        architecture: the arguments by name, tap_layers aside: what a file of weights says of its generator.
+        architecture: the arguments by name, tap_layers and gain aside: what a file of weights says of its generator.
 
     Raises:
         ValueError: a number of channels below 1, too few blocks for the taps, taps that do not ascend, or none that
-            `attention` can stand behind.
+            `attention` can stand behind, or a gain that is not above 0.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class ResnetGenerator(nn.Module):
         mask_channel: bool = True,
         attention: bool = True,
         tap_layers: Sequence[int] = TAP_LAYERS,
+        gain: float = 0.02,
     ) -> None:
         super().__init__()
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("width", width)):
@@ -141,7 +143,7 @@ class ResnetGenerator(nn.Module):
         if attention and taps[-1] < encoder_start:
             raise ValueError(f"attention needs a last tap at {encoder_start} or later, got {taps[-1]}")
         self.attention = DualAttention(4 * width) if attention else None
-        init_weights(self)
+        init_weights(self, gain)
 
     @property
     def tap_borders(self) -> list[int]:

@@ -19,6 +19,7 @@ Switch = Literal["auto", "on", "off"]
 PRESETS: dict[str, dict[str, Any]] = {
     "fsscl": {},
     "cut": {
+        "init_gain": 0.02,
         "attention": False,
         "regions": False,
         "dynamic": False,
@@ -29,6 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "decay_epochs": 200,
     },
     "fastcut": {
+        "init_gain": 0.02,
         "attention": False,
         "regions": False,
         "dynamic": False,
@@ -93,6 +95,8 @@ class TrainConfig:
     """Channels of the discriminator's first layer."""
     projection_dim: int = 256
     """Width of the projected patches."""
+    init_gain: float = 1.0
+    """Scale of the generator's initial Xavier weights [D]; CUT's is 0.02."""
     attention: bool = True
     """Dual-branch attention and its structure map; needed by regions and dynamic sampling [P]."""
     mask: bool = True
@@ -195,7 +199,7 @@ class TrainConfig:
         for name in ["lambda_gan", "lambda_nce", "lambda_pixel", "lambda_perceptual", "density_threshold"]:
             value = getattr(self, name)
             _require(0 <= value < float("inf"), name, "finite and at least 0", value)
-        for name in ["lr", "temperature", "density_boost"]:
+        for name in ["lr", "temperature", "density_boost", "init_gain"]:
             value = getattr(self, name)
             _require(0 < value < float("inf"), name, "finite and above 0", value)
         _require(self.density_boost <= MAX_BOOST, "density_boost", f"at most {MAX_BOOST:g}", self.density_boost)
@@ -253,7 +257,7 @@ class TrainConfig:
             if unknown := sorted(set(values) - known):
                 raise FastsketchError(f"{source}: unknown settings {', '.join(unknown)}")
             values["out"] = Path(values["out"])
-            values.setdefault("perceptual_distance", "l1")  # runs of before there was a choice
+            values = {"perceptual_distance": "l1", "init_gain": 0.02} | values  # runs of before there was a choice
             values["betas"] = tuple(values.get("betas", (0.5, 0.999)))
             for name in ("weights_dir", "init_from"):
                 if values.get(name) is not None:

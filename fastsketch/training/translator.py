@@ -34,6 +34,7 @@ def build_generator(config: TrainConfig) -> ResnetGenerator:
         config.blocks,
         mask_channel=config.mask,
         attention=config.attention,
+        gain=config.init_gain,
     )
 
 

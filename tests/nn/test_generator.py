@@ -188,6 +188,22 @@ def test_discriminator_widens_eightfold_at_most():
     assert all(not m.bias.any() and 0 < m.weight.std() < 0.02 for m in convolutions)
 
 
+def test_gain_scales_the_initial_weights():
+    small, whole = (torch.manual_seed(0) and ResnetGenerator(3, 1, 4, 5, gain=gain) for gain in (0.02, 1.0))
+    for layer, other in zip(small.modules(), whole.modules(), strict=True):
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.testing.assert_close(50 * layer.weight, other.weight)
+    layer = whole.model[-2]  # from 4 channels to 1, 7×7
+    assert isinstance(layer, torch.nn.Conv2d)
+    torch.testing.assert_close(layer.weight.std(), torch.tensor((2 / (49 * 5)) ** 0.5), rtol=0.2, atol=0)
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_gain_that_is_none_is_refused(gain):
+    with pytest.raises(ValueError, match=f"gain must be finite and above 0, got {gain}"):
+        ResnetGenerator(3, 1, 4, 5, gain=gain)
+
+
 def test_gan_loss():
     loss = LeastSquaresGANLoss()
     score = torch.tensor([[0.5, 2.0]])

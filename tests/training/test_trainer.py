@@ -338,19 +338,21 @@ def test_resuming_nothing_or_damaged_files(tiny, tmp_path):
         trainer(replace(config, resume=True))
 
 
-def test_a_run_of_before_keeps_its_perceptual_distance(tiny):
-    """Its settings do not name one, since there was only l1."""
-    config = tiny(decay_epochs=0, perceptual_distance="l1")
+@pytest.mark.parametrize(
+    ("name", "then", "now"), [("perceptual_distance", "l1", "normalized"), ("init_gain", 0.02, 1.0)]
+)
+def test_a_run_of_before_keeps_what_had_no_name_then(tiny, name, then, now):
+    config = tiny(decay_epochs=0, **{name: then})
     run = trainer(config)
     run.run()
     settings = json.loads(run.paths.settings.read_text())
-    assert settings.pop("perceptual_distance") == "l1"
+    assert settings.pop(name) == then
     run.paths.settings.write_text(json.dumps(settings))
     again = replace(config, resume=True, epochs=2)
     assert trainer(again).step == run.step
     run.paths.settings.write_text(json.dumps(settings))
-    with pytest.raises(FastsketchError, match="changed: perceptual_distance l1 -> normalized"):
-        trainer(replace(again, perceptual_distance="normalized"))
+    with pytest.raises(FastsketchError, match=f"changed: {name} {then} -> {now}"):
+        trainer(replace(again, **{name: now}))
 
 
 def test_a_run_goes_on_with_its_own_pictures_alone(tiny, data, tmp_path):

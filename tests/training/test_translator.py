@@ -173,3 +173,13 @@ def test_random_perceptual_weights_are_those_of_every_run(tiny):
         if isinstance(layer, nn.Conv2d):  # as torchvision's rule has them
             assert layer.weight.std().item() == pytest.approx((2 / (9 * layer.out_channels)) ** 0.5, rel=0.05)
             assert not layer.bias.any() and not layer.weight.requires_grad
+
+
+@pytest.mark.parametrize(("preset", "gain"), [("fsscl", 1.0), ("cut", 0.02), ("fastcut", 0.02)])
+def test_initial_weights_are_the_preset_s(tiny, preset, gain):
+    """Of the generator; discriminator and projection begin with CUT's in all."""
+    translator = Translator(tiny(preset, width=16))
+    layer = translator.generator.model[16].conv_block[1]  # 3×3 from 64 channels to 64
+    torch.testing.assert_close(layer.weight.std().item(), gain * (2 / (9 * 128)) ** 0.5, rtol=0.02, atol=0)
+    judge = [m for m in translator.discriminator.model if isinstance(m, nn.Conv2d)][-1]
+    assert judge.weight.std() < 0.02 and translator.projection.mlp_0[2].weight.std() < 0.02
