@@ -245,7 +245,7 @@ def test_each_part_can_be_switched(tiny, changes):
 
 
 def test_presets_differ_only_in_what_the_method_names():
-    parts = {"attention", "regions", "dynamic", "mask", "lambda_pixel", "lambda_perceptual"}
+    parts = {"init_gain", "attention", "regions", "dynamic", "mask", "lambda_pixel", "lambda_perceptual"}
     schedule = {"epochs", "decay_epochs"}
     assert PRESETS["fsscl"] == {}
     assert set(PRESETS["cut"]) == parts | schedule
