@@ -39,10 +39,10 @@ class PatchProjection(nn.Module):
     Args:
         channels: C of each layer, at least one.
         dim: D, at least 1.
-        gain: scale of the initial weights.
+        gain: scale of the initial weights, above 0.
 
     Raises:
-        ValueError: a `dim` below 1, or no layers.
+        ValueError: a `dim` below 1, no layers, or a gain that is not above 0.
     """
 
     def __init__(self, channels: Sequence[int], dim: int = 256, gain: float = 0.02) -> None:
