@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 .PHONY: demo test test-app lint format bench sanitize clean help
 
 help:
-	@echo "make demo    draw portraits of built-in faces: trains the full method small, about three minutes"
+	@echo "make demo    draw portraits of built-in faces: trains the full method small, three to five minutes"
 	@echo "make test    run the tests"
 	@echo "make test-app  the demo app's tests, with gradio in an environment of its own"
 	@echo "make lint    check style        make format  mend it"

@@ -19,7 +19,7 @@ TRAIN, TEST = 64, 8
 
 
 def demo_config(out: Path, weights_dir: Path | None) -> TrainConfig:
-    """Every part of the method on, sized for two CPU cores and three minutes."""
+    """Every part of the method on, sized for two CPU cores and three to five minutes."""
     config = TrainConfig(
         data="builtin",
         out=out / "run",

@@ -9,7 +9,7 @@ import tyro
 
 @dataclass
 class Demo:
-    """Train, generate and evaluate on built-in faces, small: about three minutes on two CPU cores."""
+    """Train, generate and evaluate on built-in faces, small: three to five minutes on two CPU cores."""
 
     out: Path = Path("runs/demo")
     """Folder for all of it; what is there already is not done again."""
