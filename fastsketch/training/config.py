@@ -9,6 +9,7 @@ from fastsketch.errors import FastsketchError
 from fastsketch.functional import Negatives
 from fastsketch.nn.losses import PerceptualDistance
 from fastsketch.reference.sampling import MAX_BOOST, MAX_REGIONS
+from fastsketch.training.augment import MAX_AFFINE, MAX_JITTER
 from fastsketch.training.mask_methods import MaskMethod
 
 Preset = Literal["cut", "fastcut", "fsscl"]
@@ -84,6 +85,10 @@ class TrainConfig:
     """Pair each photo with a random sketch; without pixel and perceptual loss, which the command line turns off."""
     flip: bool = True
     """Mirror half of the pictures."""
+    random_affine: float = 0.0
+    """Strength s of a random turn (s radians at most), scale (e⁻ˢ to eˢ) and shift (s sides) of each pair; 0: none."""
+    color_jitter: float = 0.0
+    """Strength of a random change of each photo's gamma, contrast, brightness and white balance; 0: none."""
     masks: MaskMethod = "auto"
     """Where the masks come from."""
 
@@ -199,6 +204,8 @@ class TrainConfig:
         for name in ["lambda_gan", "lambda_nce", "lambda_pixel", "lambda_perceptual", "density_threshold"]:
             value = getattr(self, name)
             _require(0 <= value < float("inf"), name, "finite and at least 0", value)
+        for name, most in [("random_affine", MAX_AFFINE), ("color_jitter", MAX_JITTER)]:
+            _require(0 <= getattr(self, name) <= most, name, f"0 to {most:g}", getattr(self, name))
         for name in ["lr", "temperature", "density_boost", "init_gain"]:
             value = getattr(self, name)
             _require(0 < value < float("inf"), name, "finite and above 0", value)

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import functional as TF
 
 from fastsketch.errors import FastsketchError
+from fastsketch.training.augment import MAX_AFFINE, MAX_JITTER, Place, change_tones, draw_affine, draw_tones, warp
 from fastsketch.training.images import fit_within, header_size, pad_to, picture_size, read_photo, read_sketch
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import OVERALL, Pair, name_some
@@ -24,13 +25,15 @@ _ITEM_STREAM, _ORDER_STREAM = 0, 1
 
 
 class Drawn(NamedTuple):
-    """What chance decided for an item: (top, left, mirrored) of photo and sketch, the sketch, and whose it is."""
+    """What chance decided for an item: the places of photo and sketch, the sketch, and whose it is."""
 
-    place: tuple[int, int, bool]
+    place: Place
     sketch: int
-    sketch_place: tuple[int, int, bool]
+    sketch_place: Place
     owner: int
     """Index of the pair whose mask the sketch has; -1: none is known."""
+    tones: np.ndarray | None
+    """Of the photo, as `draw_tones` gives; None: its own."""
 
 
 class SketchDataset(Dataset):
@@ -40,7 +43,8 @@ class SketchDataset(Dataset):
     and `index` (int64 scalar), S = `crop_size` or `image_size`. Unpaired items also have `sketch_mask` [1, S, S]:
     the mask of the photo the drawn sketch belongs to, or ones where no photo is known for it.
 
-    Crop, flip and the unpaired choice depend only on (seed, epoch, index), so a resumed run sees the same items.
+    Crop, flip, augmentation and the unpaired choice depend on (seed, epoch, index) alone, so a resumed run sees the
+    same items.
 
     Args:
         pairs: what `find_pairs` gives.
@@ -50,10 +54,13 @@ class SketchDataset(Dataset):
         sketch_channels: 1 (grey) or 3.
         masks: how a photo's mask is had; default `MaskSource("auto")`.
         flip: mirror half of the items.
+        random_affine: strength of a random turn, scale and shift of each item, the same for photo, mask and the sketch
+            of its pair (`draw_affine`); 0: none.
+        color_jitter: strength of a random change of each photo's light (`draw_tones`); 0: none.
         unpaired: give each photo a sketch drawn anew each epoch, never its own when there is another.
         sketches: what to draw from when unpaired (`find_sketches`); default the pairs' own sketches.
         cache: keep decoded canvases in memory as uint8 (7 bytes a pixel of the canvas at most).
-        seed: of crop, flip and choice.
+        seed: of crop, flip, augmentation and choice.
 
     Raises:
         ValueError: an argument out of range.
@@ -70,6 +77,8 @@ class SketchDataset(Dataset):
         sketch_channels: int = 1,
         masks: MaskSource | None = None,
         flip: bool = True,
+        random_affine: float = 0.0,
+        color_jitter: float = 0.0,
         unpaired: bool = False,
         sketches: Sequence[Path] | None = None,
         cache: bool = True,
@@ -81,6 +90,10 @@ class SketchDataset(Dataset):
             raise ValueError(f"image_size must be at least 1, got {image_size}")
         if crop_size is not None and not 1 <= crop_size <= image_size:
             raise ValueError(f"crop_size must lie in 1..image_size ({image_size}), got {crop_size}")
+        if not 0 <= random_affine <= MAX_AFFINE:
+            raise ValueError(f"random_affine must lie in 0..{MAX_AFFINE:g}, got {random_affine}")
+        if not 0 <= color_jitter <= MAX_JITTER:
+            raise ValueError(f"color_jitter must lie in 0..{MAX_JITTER:g}, got {color_jitter}")
         if sketch_channels not in (1, 3):
             raise ValueError(f"sketch_channels must be 1 or 3, got {sketch_channels!r}")
         if sketches is not None and not unpaired:
@@ -93,6 +106,7 @@ class SketchDataset(Dataset):
         self.sketch_channels = sketch_channels
         self.masks = MaskSource("auto") if masks is None else masks
         self.flip = flip
+        self.random_affine, self.color_jitter = random_affine, color_jitter
         self.unpaired = unpaired
         self.seed = seed
         own = [pair.sketch for pair in self.pairs if pair.sketch is not None]
@@ -149,27 +163,30 @@ class SketchDataset(Dataset):
         """The random choices of an item in the current epoch."""
         random = np.random.default_rng([self.seed, _ITEM_STREAM, self.epoch, index])
         place = self._draw_place(random)
+        tones = draw_tones(random, self.color_jitter) if self.color_jitter else None
         if not self.unpaired:
-            return Drawn(place, index, place, index)
+            return Drawn(place, index, place, index, tones)
         sketch = self._draw_sketch(random, self.pairs[index].sketch)
-        return Drawn(place, sketch, self._draw_place(random), self._owner.get(self.sketches[sketch], -1))
+        return Drawn(place, sketch, self._draw_place(random), self._owner.get(self.sketches[sketch], -1), tones)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         index = range(len(self.pairs))[index]  # IndexError beyond the end, and negative indices
         drawn, pair = self.draw(index), self.pairs[index]
+        photo = self._crop(self._canvas("photo", pair.photo)[0], drawn.place)
+        if drawn.tones is not None:
+            photo = change_tones(photo[None], torch.from_numpy(drawn.tones)[None])[0]
         item = {
-            "photo": self._crop(self._canvas("photo", pair.photo)[0], drawn.place, signed=True),
-            "mask": self._crop(self._mask_canvas(pair), drawn.place, signed=False),
+            "photo": _signed(photo),
+            "mask": self._crop(self._mask_canvas(pair), drawn.place).float() / 255.0,
             "index": torch.tensor(index, dtype=torch.int64),
+            "sketch": _signed(self._crop(self._sketch_canvas(drawn.sketch), drawn.sketch_place)),
         }
-        sketch = self._sketch_canvas(drawn.sketch)
-        item["sketch"] = self._crop(sketch, drawn.sketch_place, signed=True)
         if self.unpaired:
             if drawn.owner < 0:
                 mask = torch.full((1, self.image_size, self.image_size), 255, dtype=torch.uint8)
             else:
                 mask = self._mask_canvas(self.pairs[drawn.owner])
-            item["sketch_mask"] = self._crop(mask, drawn.sketch_place, signed=False)
+            item["sketch_mask"] = self._crop(mask, drawn.sketch_place).float() / 255.0
         return item
 
     def canvases(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,22 +222,23 @@ class SketchDataset(Dataset):
         if reasons:
             raise FastsketchError("; ".join(reasons))
 
-    def _draw_place(self, random: np.random.Generator) -> tuple[int, int, bool]:
+    def _draw_place(self, random: np.random.Generator) -> Place:
         room = self.image_size - self.crop_size
         top, left = random.integers(0, room + 1, size=2)
         mirrored = random.random() < 0.5
-        return int(top), int(left), bool(mirrored and self.flip)
+        place = Place(int(top), int(left), bool(mirrored and self.flip))
+        return draw_affine(random, self.random_affine, place, self.crop_size) if self.random_affine else place
 
     def _draw_sketch(self, random: np.random.Generator, own: Path | None) -> int:
         others = [i for i, path in enumerate(self.sketches) if path != own] or list(range(len(self.sketches)))
         return others[int(random.integers(len(others)))]
 
-    def _crop(self, canvas: Tensor, place: tuple[int, int, bool], *, signed: bool) -> Tensor:
-        top, left, mirrored = place
+    def _crop(self, canvas: Tensor, place: Place) -> Tensor:
         side = self.crop_size
-        crop = canvas[:, top : top + side, left : left + side]
-        crop = (crop.flip(-1) if mirrored else crop).float() / 255.0
-        return crop.mul_(2.0).sub_(1.0) if signed else crop
+        if place.matrix:
+            return warp(canvas[None], torch.tensor([place.matrix]), side)[0]
+        crop = canvas[:, place.top : place.top + side, place.left : place.left + side]
+        return crop.flip(-1) if place.mirrored else crop
 
     def _sketch_canvas(self, number: int) -> Tensor:
         """One of `drawings`; of a pair it must be aligned with its photo."""
@@ -258,6 +276,11 @@ class SketchDataset(Dataset):
     def _place_on_canvas(self, image: Image.Image, *, mask: bool) -> Tensor:
         side = self.image_size
         return pad_to(TF.pil_to_tensor(fit_within(image, side, mask=mask)), side, side)[0]
+
+
+def _signed(pixels: Tensor) -> Tensor:
+    """0..255 to [-1, 1]."""
+    return (pixels.float() / 255.0).mul_(2.0).sub_(1.0)
 
 
 def _checked_epoch(epoch: int) -> int:

@@ -1,11 +1,12 @@
 """A data set whose canvases lie on the device, where they are also cut and mirrored."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastsketch.training.augment import Place, change_tones, channels_first, warp
 from fastsketch.training.data import SketchDataset
 
 FREE_SHARE = 0.25
@@ -53,32 +54,29 @@ class DeviceDataset:
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The items of these indices as one batch, in the data set's current epoch."""
         drawn = [self.dataset.draw(index) for index in indices]
-        place = np.array([d.place for d in drawn])
         names = torch.tensor([list(indices), [d.sketch for d in drawn], [d.owner for d in drawn]])
         index, sketch, owner = names.to(self.device, non_blocking=True).unbind()
-        where = self._grid(place)
-        batch = {
-            "photo": self._cut(self.photos, index, where, self._signed),
-            "mask": self._cut(self.masks, index, where, self._unit),
-            "index": index,
-        }
+        cut = self._cutter([d.place for d in drawn])
+        photo = cut(self.photos, index)
+        if self.dataset.color_jitter:
+            tones = torch.from_numpy(np.stack([d.tones for d in drawn]))
+            photo = change_tones(photo, tones.to(self.device, non_blocking=True))
+        batch = {"photo": self._signed[photo.int()], "mask": self._unit[cut(self.masks, index).int()], "index": index}
         if self.dataset.unpaired:
-            where = self._grid(np.array([d.sketch_place for d in drawn]))
-            batch["sketch_mask"] = self._cut(self.masks, owner, where, self._unit)
-        batch["sketch"] = self._cut(self.sketches, sketch, where, self._signed)
+            cut = self._cutter([d.sketch_place for d in drawn])
+            batch["sketch_mask"] = self._unit[cut(self.masks, owner).int()]
+        batch["sketch"] = self._signed[cut(self.sketches, sketch).int()]
         return batch
 
-    def _grid(self, place: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Rows [B, side, 1] and columns [B, 1, side] of the canvas for (top, left, mirrored) [B, 3]."""
-        side = np.arange(self.dataset.crop_size)
-        rows = place[:, :1] + side
-        columns = place[:, 1:2] + np.where(place[:, 2:] > 0, side[::-1], side)
+    def _cutter(self, places: Sequence[Place]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Crops of canvases [N, C, S, S] at these places, given the indices [B]: uint8 [B, C, side, side]."""
+        side = self.dataset.crop_size
+        if self.dataset.random_affine:
+            matrices = torch.tensor([place.matrix for place in places]).to(self.device, non_blocking=True)
+            return lambda canvases, which: warp(canvases[which], matrices, side)
+        line = np.arange(side)
+        rows = np.array([place.top + line for place in places])
+        columns = np.array([place.left + (line[::-1] if place.mirrored else line) for place in places])
         both = torch.from_numpy(np.stack((rows, columns))).to(self.device, non_blocking=True)
-        return both[0, :, :, None], both[1, :, None, :]
-
-    @staticmethod
-    def _cut(canvases: Tensor, which: Tensor, where: tuple[Tensor, Tensor], table: Tensor) -> Tensor:
-        rows, columns = where
-        pixels = canvases[which[:, None, None], :, rows, columns]  # [B, side, side, C]
-        # Cloned, as one channel would pass for contiguous and for channels last, and convolutions go by the strides.
-        return table[pixels.int()].permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+        rows, columns = both[0, :, :, None], both[1, :, None, :]
+        return lambda canvases, which: channels_first(canvases[which[:, None, None], :, rows, columns])

@@ -127,6 +127,8 @@ class Trainer:
             sketch_channels=config.sketch_channels,
             masks=self._mask_source(),
             flip=config.flip,
+            random_affine=config.random_affine,
+            color_jitter=config.color_jitter,
             unpaired=config.unpaired,
             sketches=find_sketches(data, "train") if config.unpaired else None,
             seed=config.seed,

@@ -15,7 +15,8 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("crop_size", [None, 32, 24])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("unpaired", [False, True])
-def test_same_batches_as_the_data_set(data, crop_size, channels, unpaired):
+@pytest.mark.parametrize("augmentation", [{}, {"random_affine": 0.1}, {"random_affine": 0.1, "color_jitter": 0.3}])
+def test_same_batches_as_the_data_set(data, crop_size, channels, unpaired, augmentation):
     sketches = find_sketches(data, "train")
     if unpaired:  # one whose photo is not known
         sketches = [*sketches, data / "blobs/test/sketches/100.png"]
@@ -27,6 +28,7 @@ def test_same_batches_as_the_data_set(data, crop_size, channels, unpaired):
         unpaired=unpaired,
         sketches=sketches if unpaired else None,
         seed=3,
+        **augmentation,
     )
     resident = DeviceDataset(dataset, CPU)
     strangers = 0

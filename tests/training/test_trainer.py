@@ -77,15 +77,16 @@ def test_a_run_leaves_everything_it_should(tiny):
 
 
 @pytest.mark.parametrize(
-    ("stop", "batch_size", "precision", "preset"),
+    ("stop", "batch_size", "preset", "changes"),
     [
-        *((stop, size, "float32", "fastcut" if stop == 5 else "fsscl") for stop in (3, 5, 7) for size in (1, 2)),
-        (7, 2, "bfloat16", "fsscl"),
+        *((stop, size, "fastcut" if stop == 5 else "fsscl", {}) for stop in (3, 5, 7) for size in (1, 2)),
+        (7, 2, "fsscl", {"precision": "bfloat16"}),
+        (7, 1, "fsscl", {"random_affine": 0.1, "color_jitter": 0.2}),
     ],
 )
 @pytest.mark.filterwarnings("ignore:precision is bfloat16")
-def test_resume_is_bit_exact(tiny, tmp_path, stop, batch_size, precision, preset):
-    settings = tiny(preset, batch_size=batch_size, precision=precision)
+def test_resume_is_bit_exact(tiny, tmp_path, stop, batch_size, preset, changes):
+    settings = tiny(preset, batch_size=batch_size, **changes)
     straight = trainer(settings)
     assert straight.run()
     config = replace(settings, out=tmp_path / "broken")

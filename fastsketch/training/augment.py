@@ -1,0 +1,110 @@
+"""Random changes of the training pictures in whole numbers, so that every device makes the same ones."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_AFFINE, MAX_JITTER = 0.5, 1.0
+_ONE = 1 << 16
+"""A pixel's side in the units of `Place.matrix`."""
+
+
+class Place(NamedTuple):
+    """Where a square crop lies on its canvas."""
+
+    top: int
+    left: int
+    mirrored: bool
+    matrix: tuple[int, ...] | None = None
+    """In place of the three: canvas row (a·i + b·j + c) / 2¹⁶ and column (d·i + e·j + f) / 2¹⁶ of a crop's pixel
+    (i, j), as (a, b, c, d, e, f)."""
+
+
+def draw_affine(random: np.random.Generator, strength: float, place: Place, side: int) -> Place:
+    """Turns, scales and shifts a crop about its own middle; as torchvision's RandomAffine, with one strength for all.
+
+    Args:
+        random: source of chance; four numbers are drawn.
+        strength: s in 0..0.5: scale from e⁻ˢ to eˢ, turn up to s radians, shift up to s times `side` each way.
+        place: of the crop, as yet without a matrix.
+        side: of the crop, in pixels.
+    """
+    log_scale, turn, down, right = random.uniform(-strength, strength, size=4)
+    scale = math.exp(log_scale)
+    cos, sin, way = scale * math.cos(turn), scale * math.sin(turn), -1.0 if place.mirrored else 1.0
+    middle = (side - 1) / 2
+    rows, columns = (cos, -sin * way), (sin, cos * way)
+    row = place.top + middle + down * side - sum(rows) * middle
+    column = place.left + middle + right * side - sum(columns) * middle
+    return place._replace(matrix=tuple(round(v * _ONE) for v in (*rows, row, *columns, column)))
+
+
+def warp(canvases: Tensor, matrices: Tensor, side: int) -> Tensor:
+    """Bilinear samples at `Place.matrix`, to 1/256 of a pixel; beyond the canvas its border goes on.
+
+    Args:
+        canvases: uint8 [B, C, S, S].
+        matrices: int64 [B, 6], on the canvases' device.
+        side: of the crop, in pixels.
+
+    Returns:
+        uint8 [B, C, side, side], the same to the last bit on every device.
+    """
+    line = torch.arange(side, device=canvases.device)
+    a, b, c, d, e, f = matrices[:, :, None, None].unbind(1)
+    row, column = (u * line[:, None] + v * line + w for u, v, w in ((a, b, c), (d, e, f)))
+    last = canvases.shape[-1] - 1
+    (top, below, down), (left, right, over) = (
+        ((at >> 16).clamp(0, last), ((at >> 16) + 1).clamp(0, last), (at >> 8 & 255).int()) for at in (row, column)
+    )
+    which = torch.arange(len(canvases), device=canvases.device)[:, None, None]
+    pixels = canvases.permute(0, 2, 3, 1)
+
+    def between(rows: Tensor) -> Tensor:
+        first, second = pixels[which, rows, left].int(), pixels[which, rows, right].int()
+        return first * (256 - over[..., None]) + second * over[..., None]
+
+    upper, lower = between(top), between(below)
+    mixed = upper * (256 - down[..., None]) + lower * down[..., None] + (1 << 15) >> 16
+    return channels_first(mixed.to(torch.uint8))
+
+
+def channels_first(pixels: Tensor) -> Tensor:
+    """[B, H, W, C] to [B, C, H, W], stored so.
+
+    Cloned, as one channel would pass for contiguous and for channels last, and convolutions go by the strides.
+    """
+    return pixels.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+
+
+def draw_tones(random: np.random.Generator, strength: float) -> np.ndarray:
+    """A photo taken in another light: what each value of each channel becomes.
+
+    Args:
+        random: source of chance; six numbers are drawn.
+        strength: s in 0..1: gamma from e⁻ˢ to eˢ, contrast about ½ from 1 - s/2 to 1 + s/2, brightness up to s/4 of the
+            range more or less, white balance from 1 - s/4 to 1 + s/4 in each channel.
+
+    Returns:
+        uint8 [3, 256], none of its rows ever falling.
+    """
+    gamma, contrast, brightness, *white = random.uniform(-strength, strength, size=6)
+    level = np.linspace(0.0, 1.0, 256) ** math.exp(gamma)
+    level = ((level - 0.5) * (1 + contrast / 2) + 0.5) * (1 + np.array(white)[:, None] / 4) + brightness / 4
+    return np.rint(level.clip(0.0, 1.0) * 255).astype(np.uint8)
+
+
+def change_tones(photos: Tensor, tones: Tensor) -> Tensor:
+    """Each pixel's value looked up in its channel's row.
+
+    Args:
+        photos: uint8 [B, 3, H, W].
+        tones: uint8 [B, 3, 256], on the photos' device.
+
+    Returns:
+        uint8 [B, 3, H, W].
+    """
+    return tones.gather(2, photos.flatten(2).long()).view(photos.shape)

@@ -1,0 +1,138 @@
+"""Random changes of the training pictures: against plain crops, torch's own bilinear sampling, and their bounds."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fastsketch.errors import FastsketchError
+from fastsketch.training.augment import Place, change_tones, draw_affine, draw_tones, warp
+from fastsketch.training.data import SketchDataset
+from fastsketch.training.masks import MaskSource
+from fastsketch.training.pairs import find_pairs
+
+SIDE, CANVAS = 24, 32
+
+
+@pytest.fixture
+def canvases():
+    return torch.randint(0, 256, (2, 3, CANVAS, CANVAS), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def places(strength, count, top=3, left=5):
+    random = np.random.default_rng(1)
+    for number in range(count):
+        yield draw_affine(random, strength, Place(top, left, number % 2 == 1), SIDE)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_without_strength_it_is_the_plain_crop(canvases, mirrored):
+    place = draw_affine(np.random.default_rng(0), 0.0, Place(3, 5, mirrored), SIDE)
+    crop = canvases[:, :, 3 : 3 + SIDE, 5 : 5 + SIDE]
+    got = warp(canvases, torch.tensor([place.matrix] * 2), SIDE)
+    assert torch.equal(got, crop.flip(-1) if mirrored else crop)
+    assert got.is_contiguous()
+
+
+def test_is_bilinear_sampling_with_the_border_going_on(canvases):
+    """Of smooth pictures, whose steps from pixel to pixel bound what coordinates of 1/256 pixel may change."""
+    line = torch.linspace(0, 3, CANVAS)
+    smooth = (127 + 60 * torch.sin(line[:, None] + 1) + 60 * torch.cos(2 * line)).to(torch.uint8).expand(1, 1, -1, -1)
+    i, j = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    beyond = 0
+    for place in places(0.3, 20):
+        a, b, c, d, e, f = (value / 65536 for value in place.matrix)
+        row, column = a * i + b * j + c, d * i + e * j + f
+        beyond += int((row < 0).sum() + (column > CANVAS - 1).sum())
+        grid = torch.stack((column, row), -1)[None] * 2 / (CANVAS - 1) - 1
+        want = torch.nn.functional.grid_sample(smooth.float(), grid, padding_mode="border", align_corners=True)
+        got = warp(smooth, torch.tensor([place.matrix]), SIDE)
+        assert (got.float() - want).abs().max() < 0.75  # ½ by rounding to whole values
+    assert beyond > 100  # so that the border was needed
+
+
+def test_turns_scales_and_shifts_about_the_middle_within_its_strength():
+    strength, seen = 0.2, []
+    for place in places(strength, 400):
+        a, b, c, d, e, f = (value / 65536 for value in place.matrix)
+        way = -1 if place.mirrored else 1
+        assert math.isclose(a, e * way, abs_tol=1e-4) and math.isclose(d, -b * way, abs_tol=1e-4)  # no shear
+        middle = (SIDE - 1) / 2
+        seen.append(
+            (
+                math.log(math.hypot(a, d)),
+                math.atan2(d, a),
+                ((a + b) * middle + c - middle - 3) / SIDE,
+                ((d + e) * middle + f - middle - 5) / SIDE,
+            )
+        )
+    most, least = np.max(seen, axis=0), np.min(seen, axis=0)
+    assert np.all(most <= strength + 1e-3) and np.all(least >= -strength - 1e-3)
+    assert np.all(most > 0.9 * strength) and np.all(least < -0.9 * strength)
+
+
+def test_each_picture_has_its_own_matrix(canvases):
+    both = [place.matrix for place in places(0.2, 2)]
+    together = warp(canvases, torch.tensor(both), SIDE)
+    for number, matrix in enumerate(both):
+        assert torch.equal(
+            together[number : number + 1], warp(canvases[number : number + 1], torch.tensor([matrix]), SIDE)
+        )
+
+
+def test_tones_never_fall_and_differ_from_channel_to_channel(canvases):
+    random = np.random.default_rng(0)
+    assert (draw_tones(random, 0.0) == np.arange(256)).all()
+    tones = np.stack([draw_tones(random, 0.3) for _ in range(2)])
+    assert tones.dtype == np.uint8 and tones.shape == (2, 3, 256)
+    assert (np.diff(tones.astype(int)) >= 0).all() and len(np.unique(tones[:, :, 128])) > 3
+    got = change_tones(canvases, torch.from_numpy(tones)).numpy()
+    for picture in range(2):
+        for channel in range(3):
+            assert (got[picture, channel] == tones[picture, channel][canvases[picture, channel].numpy()]).all()
+
+
+def test_photo_mask_and_sketch_of_a_pair_move_together(data):
+    """A photo put in the place of its mask and sketch stays equal to them; light changes the photo alone."""
+    pair = find_pairs(data, "train")[0]
+    sets = [
+        SketchDataset([replace(pair, sketch=pair.photo, mask=pair.photo)], image_size=64, sketch_channels=3, **options)
+        for options in (
+            {"random_affine": 0.1, "masks": MaskSource("folder")},
+            {"random_affine": 0.1, "color_jitter": 0.3, "masks": MaskSource("folder")},
+        )
+    ]
+    for epoch in range(4):
+        plain, lit = (dataset.set_epoch(epoch) or dataset[0] for dataset in sets)
+        assert torch.equal(plain["photo"], plain["sketch"])
+        grey = (plain["photo"] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
+        assert (plain["mask"][0] * 2 - 1 - grey).abs().max() < 0.02
+        assert not torch.equal(lit["photo"], lit["sketch"])
+
+
+def test_items_without_augmentation_are_those_of_before(data):
+    """The same numbers of chance: a run of before there was a choice goes on with the same pictures."""
+    dataset = SketchDataset(find_pairs(data, "train"), image_size=40, crop_size=32, seed=3)
+    random = np.random.default_rng([3, 0, 2, 1])
+    top, left = random.integers(0, 9, size=2)
+    dataset.set_epoch(2)
+    drawn = dataset.draw(1)
+    assert drawn.place == (top, left, random.random() < 0.5, None) and drawn.tones is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"random_affine": -0.1}, r"random_affine must (be 0 to 0\.5|lie in 0\.\.0\.5), got -0\.1"),
+        ({"random_affine": 0.6}, r"random_affine must (be 0 to 0\.5|lie in 0\.\.0\.5), got 0\.6"),
+        ({"color_jitter": 1.5}, r"color_jitter must (be 0 to 1|lie in 0\.\.1), got 1\.5"),
+        ({"color_jitter": float("nan")}, r"color_jitter must (be 0 to 1|lie in 0\.\.1), got nan"),
+    ],
+)
+def test_bad_strengths_are_named(data, tiny, changes, message):
+    with pytest.raises(ValueError, match=message):
+        SketchDataset(find_pairs(data, "train"), image_size=32, **changes)
+    with pytest.raises(FastsketchError, match=message):
+        tiny(**changes)
