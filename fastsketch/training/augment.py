@@ -54,30 +54,24 @@ def warp(canvases: Tensor, matrices: Tensor, side: int) -> Tensor:
         uint8 [B, C, side, side], the same to the last bit on every device.
     """
     line = torch.arange(side, device=canvases.device)
-    a, b, c, d, e, f = matrices[:, :, None, None].unbind(1)
-    row, column = (u * line[:, None] + v * line + w for u, v, w in ((a, b, c), (d, e, f)))
-    last = canvases.shape[-1] - 1
+    a, b, c, d, e, f = matrices[:, :, None, None, None].unbind(1)
+    rows, columns = ((u * line[:, None] + (v * line + w)).flatten(2) for u, v, w in ((a, b, c), (d, e, f)))
+    channels, width = canvases.shape[1], canvases.shape[-1]
     (top, below, down), (left, right, over) = (
-        ((at >> 16).clamp(0, last), ((at >> 16) + 1).clamp(0, last), (at >> 8 & 255).int()) for at in (row, column)
-    )
-    which = torch.arange(len(canvases), device=canvases.device)[:, None, None]
-    pixels = canvases.permute(0, 2, 3, 1)
+        ((at >> 16).clamp(0, width - 1), ((at >> 16) + 1).clamp(0, width - 1), (at >> 8 & 255).int())
+        for at in (rows, columns)
+    )  # [B, 1, side²] each
+    pixels = canvases.flatten(2)
 
-    def between(rows: Tensor) -> Tensor:
-        first, second = pixels[which, rows, left].int(), pixels[which, rows, right].int()
-        return first * (256 - over[..., None]) + second * over[..., None]
+    def between(row: Tensor) -> Tensor:
+        first, second = (
+            pixels.gather(2, (row * width + column).expand(-1, channels, -1)).int() for column in (left, right)
+        )
+        return (first << 8) + (second - first) * over
 
     upper, lower = between(top), between(below)
-    mixed = upper * (256 - down[..., None]) + lower * down[..., None] + (1 << 15) >> 16
-    return channels_first(mixed.to(torch.uint8))
-
-
-def channels_first(pixels: Tensor) -> Tensor:
-    """[B, H, W, C] to [B, C, H, W], stored so.
-
-    Cloned, as one channel would pass for contiguous and for channels last, and convolutions go by the strides.
-    """
-    return pixels.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+    mixed = (upper << 8) + (lower - upper) * down + (1 << 15) >> 16
+    return mixed.to(torch.uint8).unflatten(2, (side, side))
 
 
 def draw_tones(random: np.random.Generator, strength: float) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsketch.training.augment import Place, change_tones, channels_first, warp
+from fastsketch.training.augment import Place, change_tones, warp
 from fastsketch.training.data import SketchDataset
 
 FREE_SHARE = 0.25
@@ -79,4 +79,9 @@ class DeviceDataset:
         columns = np.array([place.left + (line[::-1] if place.mirrored else line) for place in places])
         both = torch.from_numpy(np.stack((rows, columns))).to(self.device, non_blocking=True)
         rows, columns = both[0, :, :, None], both[1, :, None, :]
-        return lambda canvases, which: channels_first(canvases[which[:, None, None], :, rows, columns])
+        # Cloned, as one channel would pass for contiguous and for channels last, and convolutions go by the strides.
+        return lambda canvases, which: (
+            canvases[which[:, None, None], :, rows, columns]  # [B, side, side, C]
+            .permute(0, 3, 1, 2)
+            .clone(memory_format=torch.contiguous_format)
+        )
