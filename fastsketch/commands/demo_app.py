@@ -21,8 +21,7 @@ class DemoApp:
     port: int = 7860
     """Port to listen on; 0: any that is free."""
     masks: MakingMethod | Literal["trained"] = "trained"
-    """Where masks come from, for a generator that reads them. trained: from where they came in training, but auto for
-    folder."""
+    """Where masks come from; trained: as in training, but auto where that was the data set's folder."""
     weights_dir: Path | None = None
     """Folder of pretrained weights, for masks by person; default: the run's own."""
     device: str = "auto"

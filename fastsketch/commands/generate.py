@@ -30,11 +30,9 @@ class Generate:
     split: Literal["train", "test"] = "test"
     """Which part of it."""
     image_size: int | Literal["trained", "photo"] = "trained"
-    """Larger photos are scaled down to fit this many pixels first. trained: the size the generator was trained at;
-    photo: they are not, which takes long for large ones."""
+    """Larger photos are scaled down to this many pixels first; trained: as in training, photo: not at all (slow)."""
     masks: MaskMethod | Literal["trained"] = "trained"
-    """Where masks come from, for a generator that reads them. trained: from where they came in training, but auto for
-    folder: a mask is made for a photo that has none."""
+    """Where masks come from; trained: as in training, but that a mask is made for a photo whose folder has none."""
     weights_dir: Path | None = None
     """Folder of pretrained weights, for masks by person; default: the run's own."""
     overwrite: bool = False

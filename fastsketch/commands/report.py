@@ -21,8 +21,7 @@ class Report:
     limit: int = 48
     """Pictures of each run's gallery, spread evenly over the test photos; the metrics are over all of them."""
     weights_dir: Path | None = None
-    """Folder of pretrained weights, for LPIPS; default: FASTSKETCH_WEIGHTS, else the run's own. Without it LPIPS is
-    shown as not available."""
+    """Folder of pretrained weights, for LPIPS, missing without; default: FASTSKETCH_WEIGHTS, else the run's own."""
     device: str = "auto"
     """cpu, cuda …; auto: a GPU if there is one."""
     quiet: bool = False

@@ -67,13 +67,11 @@ class TrainConfig:
     out: Path
     """Folder of the run: settings, checkpoints, weights, pictures, curves."""
     preset: Preset = "fsscl"
-    """The full method, CUT, or FastCUT. The command line's other defaults come from it; in Python write
-    `TrainConfig(..., preset="cut", **PRESETS["cut"])`."""
+    """The full method, CUT or FastCUT: the command line's other defaults. In Python add `**PRESETS["cut"]`."""
     resume: bool = False
     """Go on with the run in `out`, bit for bit on CPU."""
     init_from: Path | None = None
-    """Begin with the networks of this run (of one on other pictures, or at a smaller image_size), or with the generator
-    of a generator.safetensors. None: random weights."""
+    """Begin with the networks of this run, or the generator of a generator.safetensors; None: with random weights."""
 
     image_size: int = 256
     """Side of the square canvas that a photo is padded to (larger photos are scaled down), in pixels."""
@@ -152,9 +150,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.5, 0.999)
     """Adam's momenta."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast dtype of the networks; the contrastive loss is always float32. auto: bfloat16 on GPUs, on
-    processors with AMX, and with AVX512-BF16 where winograd is off; asked for by name on a processor without
-    instructions for it, it is very slow and warned of."""
+    """Of the networks; the contrastive loss is float32. auto: bfloat16 where it is fast (docs/training.md)."""
     seed: int = 0
     """Of everything random."""
     device: str = "auto"
@@ -170,13 +166,11 @@ class TrainConfig:
     compile: Switch = "auto"
     """torch.compile; takes minutes at the start. auto: off."""
     cuda_graph: Switch = "auto"
-    """The whole step as one CUDA graph. auto: in one process, without torch.compile, on a GPU where a captured step was
-    tried and gave what a plain one does."""
+    """The whole step as one CUDA graph; auto: one process, uncompiled, on a GPU where its trial gave a plain step's."""
     data_on_device: Switch = "auto"
     """Keep the pictures on the device and cut and mirror them there; auto: on a GPU, where they fit."""
     winograd: Switch = "auto"
-    """3×3 and 4×4 convolutions with fewer multiplications, in float32 whatever the precision; auto: on CPUs, but for
-    bfloat16 with AMX."""
+    """Fewer multiplications in 3×3 and 4×4 convolutions, in float32; auto: on CPUs, but for bfloat16 with AMX."""
     perceptual_distance: PerceptualDistance = "normalized"
     """Of VGG16's features: normalized at each position, squared, or l1 (a weight of 10 suits that) [D]."""
     perceptual_weights: Literal["imagenet", "random"] = "imagenet"

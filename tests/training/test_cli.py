@@ -1,8 +1,10 @@
 """The command line as a user has it: what it draws, what it says, and how it fails."""
 
+import ast
 import errno
 import fcntl
 import io
+import itertools
 import os
 import pty
 import shlex
@@ -16,7 +18,7 @@ import pytest
 import torch
 from command import run
 
-from fastsketch import __version__, _backend
+from fastsketch import __version__, _backend, cli
 from fastsketch.cli import COMMANDS, main
 from fastsketch.metrics import Evaluation
 from fastsketch.training.checkpoint import load_checkpoint
@@ -178,6 +180,18 @@ def test_another_broken_pipe_is_not_taken_for_it(monkeypatch):
     monkeypatch.setitem(COMMANDS, "info", broken)
     with pytest.raises(BrokenPipeError, match="a worker has gone"):
         main(["info"])
+
+
+def test_each_setting_is_explained_in_one_line():
+    """A line break of its docstring would stand in the help, wherever the terminal breaks lines."""
+    root = Path(cli.__file__).parent
+    for path in [root / "training/config.py", root / "bench/command.py", *(root / "commands").glob("*.py")]:
+        for known in ast.walk(ast.parse(path.read_text())):
+            if isinstance(known, ast.ClassDef):
+                for field, said in itertools.pairwise(known.body):
+                    if isinstance(field, ast.AnnAssign):
+                        assert isinstance(said, ast.Expr), f"{path}:{field.lineno} is not explained"
+                        assert said.end_lineno == said.lineno, f"{path}:{said.lineno} is of more than one line"
 
 
 def test_info(capsys):
