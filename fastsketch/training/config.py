@@ -168,7 +168,7 @@ class TrainConfig:
     cuda_graph: Switch = "auto"
     """The whole step as one CUDA graph; auto: one process, uncompiled, on a GPU where its trial gave a plain step's."""
     data_on_device: Switch = "auto"
-    """Keep the pictures on the device and cut and mirror them there; auto: on a GPU, where they fit."""
+    """Keep the pictures on the device, and augment them there; auto: on a GPU, where they fit."""
     winograd: Switch = "auto"
     """Fewer multiplications in 3×3 and 4×4 convolutions, in float32; auto: on CPUs, but for bfloat16 with AMX."""
     perceptual_distance: PerceptualDistance = "normalized"

@@ -1,4 +1,4 @@
-"""A data set whose canvases lie on the device, where they are also cut and mirrored."""
+"""A data set whose canvases lie on the device, where they are also cut and augmented."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,8 +16,8 @@ FREE_SHARE = 0.25
 class DeviceDataset:
     """Batches of a `SketchDataset`, equal to the last bit, made on the device from uint8 canvases.
 
-    The host draws crop, flip and choice (a few numbers an item, the very ones of the data set); pixels never leave the
-    device.
+    The host draws crop, flip, augmentation and choice (a few numbers an item, the very ones of the data set); pixels
+    never leave the device.
 
     Args:
         dataset: read whole here; each file that cannot be read is an error now, and not in the middle of a run.
