@@ -85,14 +85,15 @@ if [ "$GPU" = 1 ]; then
     # Side by side: most of their time goes into compiling kernels on the CPU, and nothing in them is timed.
     step tests_triton 150 "${TESTS[@]}" $(workers 6) -m gpu tests/gpu/test_triton_kernels.py tests/gpu/test_networks.py &
     step tests_sampling 150 "${TESTS[@]}" -m gpu tests/gpu/test_sampling_cuda.py &
-    step tests_training 150 env FASTSKETCH_GPU_CHECK=0 "${TESTS[@]}" $(workers 5) -m gpu tests/training/test_on_gpu.py &
+    step tests_training 150 env FASTSKETCH_GPU_CHECK=0 "${TESTS[@]}" $(workers 5) -m gpu \
+        tests/training/test_on_gpu.py tests/training/test_device_data.py &
     step tests_operators 150 env FASTSKETCH_TEST_DEVICE=cuda "${TESTS[@]}" $(workers 4) -k triton \
         tests/reference/test_patch_nce.py tests/reference/test_gather.py tests/reference/test_attention.py &
     wait
     QUICK=() ROUNDS=15 SIZE=()
 else
     step info 60 "$PYTHON" -m fastsketch info
-    step tests_triton 60 "${TESTS[@]}" -m gpu tests/gpu tests/training/test_on_gpu.py # skipped, all: they must be collected
+    step tests_triton 60 "${TESTS[@]}" -m gpu tests/gpu tests/training/test_{on_gpu,device_data}.py # skipped, all: they must be collected
     QUICK=(--quick) ROUNDS=2
     SIZE=(--image-size 64 --crop-size 64 --width 8 --discriminator-width 8 --projection-dim 32 --num-patches 16)
     DATA=$OUT/faces WEIGHTS=

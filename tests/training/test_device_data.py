@@ -10,13 +10,15 @@ from fastsketch.training.device_data import DeviceDataset
 from fastsketch.training.pairs import find_pairs, find_sketches
 
 CPU = torch.device("cpu")
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 @pytest.mark.parametrize("crop_size", [None, 32, 24])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("unpaired", [False, True])
 @pytest.mark.parametrize("augmentation", [{}, {"random_affine": 0.1}, {"random_affine": 0.1, "color_jitter": 0.3}])
-def test_same_batches_as_the_data_set(data, crop_size, channels, unpaired, augmentation):
+def test_same_batches_as_the_data_set(data, device, crop_size, channels, unpaired, augmentation):
     sketches = find_sketches(data, "train")
     if unpaired:  # one whose photo is not known
         sketches = [*sketches, data / "blobs/test/sketches/100.png"]
@@ -30,7 +32,7 @@ def test_same_batches_as_the_data_set(data, crop_size, channels, unpaired, augme
         seed=3,
         **augmentation,
     )
-    resident = DeviceDataset(dataset, CPU)
+    resident = DeviceDataset(dataset, torch.device(device))
     strangers = 0
     for epoch in range(6):
         dataset.set_epoch(epoch)
@@ -38,6 +40,8 @@ def test_same_batches_as_the_data_set(data, crop_size, channels, unpaired, augme
             want, got = default_collate([dataset[i] for i in indices]), resident.batch(indices)
             assert want.keys() == got.keys()
             for name in want:
+                assert got[name].device.type == device
+                got[name] = got[name].cpu()
                 assert torch.equal(want[name], got[name]) and want[name].dtype == got[name].dtype, name
                 assert want[name].stride() == got[name].stride(), name  # convolutions go by them
             strangers += sum(dataset.draw(i).owner < 0 for i in indices)
