@@ -10,6 +10,20 @@ from torch import Tensor
 MAX_AFFINE, MAX_JITTER = 0.5, 1.0
 _ONE = 1 << 16
 """A pixel's side in the units of `Place.matrix`."""
+_WEIGHT = 1 << 10
+"""The sum of a row of `_CUBIC`."""
+
+
+def _cubic_weights() -> Tensor:
+    """int32 [256, 4]: Keys' cubic convolution (1981, a = -½), of the four pixels about each 256th of a pixel."""
+    x = np.abs(np.arange(256)[:, None] / 256 - np.arange(-1, 3))
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = np.rint(np.where(x < 1, near, far) * _WEIGHT).astype(np.int32)
+    weights[np.arange(256), weights.argmax(1)] += _WEIGHT - weights.sum(1)
+    return torch.from_numpy(weights)
+
+
+_CUBIC = _cubic_weights()
 
 
 class Place(NamedTuple):
@@ -43,7 +57,9 @@ def draw_affine(random: np.random.Generator, strength: float, place: Place, side
 
 
 def warp(canvases: Tensor, matrices: Tensor, side: int) -> Tensor:
-    """Bilinear samples at `Place.matrix`, to 1/256 of a pixel; beyond the canvas its border goes on.
+    """Bicubic samples at `Place.matrix`, to 1/256 of a pixel; beyond the canvas its border goes on.
+
+    Bilinear ones would soften a sketch's strokes (docs/tuning.md).
 
     Args:
         canvases: uint8 [B, C, S, S].
@@ -57,21 +73,20 @@ def warp(canvases: Tensor, matrices: Tensor, side: int) -> Tensor:
     a, b, c, d, e, f = matrices[:, :, None, None, None].unbind(1)
     rows, columns = ((u * line[:, None] + (v * line + w)).flatten(2) for u, v, w in ((a, b, c), (d, e, f)))
     channels, width = canvases.shape[1], canvases.shape[-1]
-    (top, below, down), (left, right, over) = (
-        ((at >> 16).clamp(0, width - 1), ((at >> 16) + 1).clamp(0, width - 1), (at >> 8 & 255).int())
-        for at in (rows, columns)
-    )  # [B, 1, side²] each
-    pixels = canvases.flatten(2)
+    pixels, table = canvases.flatten(2), _CUBIC.to(canvases.device, non_blocking=True)
 
-    def between(row: Tensor) -> Tensor:
-        first, second = (
-            pixels.gather(2, (row * width + column).expand(-1, channels, -1)).int() for column in (left, right)
-        )
-        return (first << 8) + (second - first) * over
+    def four(at: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Index and weight [B, 1, side²] of the four pixels about each coordinate."""
+        weights = table[at >> 8 & 255].unbind(-1)
+        return [(((at >> 16) + k - 1).clamp(0, width - 1), weight) for k, weight in enumerate(weights)]
 
-    upper, lower = between(top), between(below)
-    mixed = (upper << 8) + (lower - upper) * down + (1 << 15) >> 16
-    return mixed.to(torch.uint8).unflatten(2, (side, side))
+    across = four(columns)
+    mixed = sum(
+        down * sum(pixels.gather(2, (row * width + column).expand(-1, channels, -1)) * over for column, over in across)
+        for row, down in four(rows)
+    )
+    mixed = mixed + (_WEIGHT**2 >> 1) >> 20
+    return mixed.clamp(0, 255).to(torch.uint8).unflatten(2, (side, side))
 
 
 def draw_tones(random: np.random.Generator, strength: float) -> np.ndarray:
