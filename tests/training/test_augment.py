@@ -1,4 +1,4 @@
-"""Random changes of the training pictures: against plain crops, torch's own bilinear sampling, and their bounds."""
+"""Random changes of the training pictures: against plain crops, the cubic's formula in float64, and their bounds."""
 
 import math
 from dataclasses import replace
