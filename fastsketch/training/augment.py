@@ -1,5 +1,6 @@
 """Random changes of the training pictures in whole numbers, so that every device makes the same ones."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -11,19 +12,17 @@ MAX_AFFINE, MAX_JITTER = 0.5, 1.0
 _ONE = 1 << 16
 """A pixel's side in the units of `Place.matrix`."""
 _WEIGHT = 1 << 10
-"""The sum of a row of `_CUBIC`."""
+"""The sum of a row of `_cubic_weights`."""
 
 
-def _cubic_weights() -> Tensor:
+@functools.cache
+def _cubic_weights(device: torch.device) -> Tensor:
     """int32 [256, 4]: Keys' cubic convolution (1981, a = -½), of the four pixels about each 256th of a pixel."""
     x = np.abs(np.arange(256)[:, None] / 256 - np.arange(-1, 3))
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
     weights = np.rint(np.where(x < 1, near, far) * _WEIGHT).astype(np.int32)
     weights[np.arange(256), weights.argmax(1)] += _WEIGHT - weights.sum(1)
-    return torch.from_numpy(weights)
-
-
-_CUBIC = _cubic_weights()
+    return torch.from_numpy(weights).to(device)
 
 
 class Place(NamedTuple):
@@ -73,7 +72,7 @@ def warp(canvases: Tensor, matrices: Tensor, side: int) -> Tensor:
     a, b, c, d, e, f = matrices[:, :, None, None, None].unbind(1)
     rows, columns = ((u * line[:, None] + (v * line + w)).flatten(2) for u, v, w in ((a, b, c), (d, e, f)))
     channels, width = canvases.shape[1], canvases.shape[-1]
-    pixels, table = canvases.flatten(2), _CUBIC.to(canvases.device, non_blocking=True)
+    pixels, table = canvases.flatten(2), _cubic_weights(canvases.device)
 
     def four(at: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Index and weight [B, 1, side²] of the four pixels about each coordinate."""

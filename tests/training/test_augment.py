@@ -94,10 +94,8 @@ def test_turns_scales_and_shifts_about_the_middle_within_its_strength():
 def test_each_picture_has_its_own_matrix(canvases):
     both = [place.matrix for place in places(0.2, 2)]
     together = warp(canvases, torch.tensor(both), SIDE)
-    for number, matrix in enumerate(both):
-        assert torch.equal(
-            together[number : number + 1], warp(canvases[number : number + 1], torch.tensor([matrix]), SIDE)
-        )
+    for got, canvas, matrix in zip(together, canvases, both, strict=True):
+        assert torch.equal(got, warp(canvas[None], torch.tensor([matrix]), SIDE)[0])
 
 
 def test_tones_never_fall_and_differ_from_channel_to_channel(canvases):

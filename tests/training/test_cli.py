@@ -188,7 +188,7 @@ def test_each_setting_is_explained_in_one_line():
     for path in [root / "training/config.py", root / "bench/command.py", *(root / "commands").glob("*.py")]:
         for known in ast.walk(ast.parse(path.read_text())):
             if isinstance(known, ast.ClassDef):
-                for field, said in itertools.pairwise(known.body):
+                for field, said in itertools.pairwise([*known.body, None]):
                     if isinstance(field, ast.AnnAssign):
                         assert isinstance(said, ast.Expr), f"{path}:{field.lineno} is not explained"
                         assert said.end_lineno == said.lineno, f"{path}:{said.lineno} is of more than one line"
