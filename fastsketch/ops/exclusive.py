@@ -5,16 +5,22 @@ storage's use count (sees views and arrays made of it), and Python's reference c
 they are when nobody else holds a gradient depends on the versions of Python and torch, and on how Python makes calls
 at the moment (`_call_references`), so it is measured, once for each, on a graph made for it. The same rule, in its C++
 half, lets torch's engine accumulate gradients in place.
+
+From Python 3.14 on a function borrows an argument that its caller keeps, and no count shows it. So the function that
+calls a backward, or a hook, must be the one that called it while the counts were measured, which keeps nothing more.
 """
 
 import sys
 import weakref
 from functools import cache
+from types import CodeType, FrameType
 
 import torch
 from torch import Tensor
 
 from fastsketch.ops.eager import are_plain
+
+Found = tuple[CodeType | None, tuple[int, ...]]
 
 
 def _holders(grad: Tensor) -> tuple[int, ...]:
@@ -31,6 +37,11 @@ def _holders(grad: Tensor) -> tuple[int, ...]:
     if base is None:
         return counts
     return (*counts, sys.getrefcount(base), weakref.getweakrefcount(base), base._use_count())
+
+
+def _caller(frame: FrameType) -> CodeType | None:
+    """The function that a frame was called from; None in a thread of the engine's own."""
+    return frame.f_back.f_code if frame.f_back else None
 
 
 def _references(_: None, x: object) -> int:
@@ -68,7 +79,7 @@ class _Probe(torch.autograd.Function):
 class _HookProbe:
     """The same as a hook on a tensor."""
 
-    def __init__(self, found: list[tuple[int, ...]]) -> None:
+    def __init__(self, found: list[Found]) -> None:
         self.found = found
 
     def __call__(self, grad):
@@ -76,12 +87,12 @@ class _HookProbe:
 
 
 @cache
-def _unheld(by_hook: bool, device: str, call_references: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
-    """The holders of a gradient that only the engine holds: of a new tensor, and of a view of all of one.
+def _unheld(by_hook: bool, device: str, call_references: tuple[int, int]) -> tuple[Found, ...]:
+    """Caller and holders of a gradient that only the engine holds: of a new tensor, and of a view of all of one.
 
     By the device's type, since on a GPU another thread runs the backward, and by what calls hold now.
     """
-    found: list[tuple[int, ...]] = []
+    found: list[Found] = []
     with torch.enable_grad():
         x = torch.zeros(2, 3, device=device, requires_grad=True)
         for above in (lambda y: y, lambda y: y.view(3, 2)):
@@ -109,7 +120,7 @@ def _is_private(grad: Tensor) -> bool:
     return True
 
 
-def is_exclusive(grad: Tensor, found: list[tuple[int, ...]] | None = None, *, by_hook: bool = False) -> bool:
+def is_exclusive(grad: Tensor, found: list[Found] | None = None, *, by_hook: bool = False) -> bool:
     """Whether only the caller, a backward or a hook called by the autograd engine, can see the values of `grad`.
 
     To be called from `backward` (or a hook object's `__call__`) itself, with its own argument: callers in between
@@ -117,7 +128,7 @@ def is_exclusive(grad: Tensor, found: list[tuple[int, ...]] | None = None, *, by
 
     Args:
         grad: a gradient as it arrived.
-        found: for measuring: takes the holders that were counted.
+        found: for measuring: takes the caller and the holders that were counted.
         by_hook: the caller is a hook on a tensor.
 
     Returns:
@@ -127,8 +138,9 @@ def is_exclusive(grad: Tensor, found: list[tuple[int, ...]] | None = None, *, by
     if not are_plain((grad,)) or grad.requires_grad:
         return False
     if found is not None:
-        found.append(_holders(grad))
+        found.append((_caller(sys._getframe(1)), _holders(grad)))
         return False
     if not _is_private(grad):
         return False
-    return _holders(grad) in _unheld(by_hook, grad.device.type, _call_references())
+    seen = _caller(sys._getframe(1)), _holders(grad)
+    return seen in _unheld(by_hook, grad.device.type, _call_references())

@@ -256,6 +256,22 @@ def test_a_gradient_that_is_held_is_copied(added, keep):
         torch.testing.assert_close(held, torch.ones_like(held))
 
 
+def test_a_gradient_that_a_function_around_the_hook_keeps_is_copied(added, monkeypatch):
+    """From Python 3.14 on a call counts no reference of its own to what its caller holds."""
+    call, kept, seen = chain.Addition.__call__, [], []
+
+    def around(self, grad):
+        seen.append(grad.clone())
+        result = call(self, grad)
+        kept.append(grad)
+        return result
+
+    monkeypatch.setattr(chain.Addition, "__call__", around)
+    gradients(late, *problem())
+    assert added == ["copied"] * 2
+    assert all(map(torch.equal, kept, seen))
+
+
 def test_a_gradient_shared_with_another_path_is_copied(added):
     """An addition hands the same tensor to both its sides."""
     _, x, index, weight = problem()

@@ -136,6 +136,21 @@ def test_copies_where_a_hook_keeps_it(written, keep, downstream):
         assert torch.equal(kept[0], copies[0])
 
 
+def test_copies_what_a_function_around_the_backward_keeps(written, monkeypatch):
+    """From Python 3.14 on a call counts no reference of its own to what its caller holds."""
+    backward, kept = gather._EagerTap.backward, []
+
+    def around(ctx, grad_features, grad_patches):
+        result = backward(ctx, grad_features, grad_patches)
+        kept.append(grad_features)
+        return result
+
+    monkeypatch.setattr(gather._EagerTap, "backward", staticmethod(around))
+    run(lambda f: (f * 2).sum())
+    assert not written
+    assert torch.equal(kept[0], torch.full(SHAPE, 2.0))
+
+
 def test_copies_where_a_hook_keeps_the_base(written):
     kept = []
     run(
