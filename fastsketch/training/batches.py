@@ -1,5 +1,8 @@
 """Where a run's batches come from: the device's memory or loading processes, in the order of the epoch."""
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +14,23 @@ from fastsketch.training.config import TrainConfig
 from fastsketch.training.data import EpochSampler, SketchDataset
 from fastsketch.training.device_data import DeviceDataset
 from fastsketch.training.distributed import World
+
+
+def _begin_loading(worker: int) -> None:
+    """What a loading process does first: leave what a terminal sends to all to the training process, and end with it.
+
+    From Python 3.14 on it is no fork of that process: it has none of its handlers, and another parent, so that torch
+    does not notice when the training process is killed.
+    """
+    os.setpgrp()
+    owner = multiprocessing.parent_process()
+    assert owner is not None
+
+    def end_with_it() -> None:
+        owner.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
 
 
 class ShardedBatches(Sampler[list[int]]):
@@ -90,6 +110,7 @@ class Batches:
             num_workers=workers,
             pin_memory=self.device.type == "cuda",
             persistent_workers=workers > 0,
+            worker_init_fn=_begin_loading,
             generator=torch.Generator(),
         )
 

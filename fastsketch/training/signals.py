@@ -36,7 +36,7 @@ class StopRequest:
         owner = os.getpid()
 
         def ask(number: int, frame: object) -> None:
-            if os.getpid() != owner:  # a loading process: the terminal's signal came to this one too, which ends it
+            if os.getpid() != owner:  # a loading process in its first moments
                 return
             first, self.asked = not self.asked, True
             if first:

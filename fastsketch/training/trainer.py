@@ -268,6 +268,9 @@ class Trainer:
                 batch = next(batches, None)
             except FastsketchError as error:
                 problem = error
+            except Exception:
+                if not self.stop.asked:  # else Ctrl-C has reached loading processes in their first moments too
+                    raise
             verdict = self.world.highest(2 if problem else int(self.stop.asked))
             if verdict == 2:
                 self.save()

@@ -2,26 +2,20 @@
 
 import ast
 import errno
-import fcntl
 import io
 import itertools
 import os
-import pty
 import shlex
 import subprocess
 import sys
-import termios
-import time
 from pathlib import Path
 
 import pytest
-import torch
 from command import run
 
 from fastsketch import __version__, _backend, cli
 from fastsketch.cli import COMMANDS, main
 from fastsketch.metrics import Evaluation
-from fastsketch.training.checkpoint import load_checkpoint
 from fastsketch.training.run_files import load_settings, trained_masks
 
 TINY = shlex.split(
@@ -218,59 +212,6 @@ def test_info_explains_itself(capsys):
         main(["info", "--help"])
     assert left.value.code == 0
     assert capsys.readouterr().out.startswith("usage: fastsketch info")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["ctrl-c", "closed"])
-def test_a_terminal(data, tmp_path, how):
-    """Ctrl-C in one is told once, though loading processes get it too; one that is closed stops the run, saved."""
-    out = tmp_path / "a run"
-    many = shlex.split("--epochs 1000 --save-every 1 --log-every 1 --workers 2 --pictures 0")
-    command = [sys.executable, "-m", "fastsketch", "train", "--data", str(data), "--out", str(out), *TINY, *many]
-    ours, theirs = pty.openpty()
-    running = subprocess.Popen(
-        command,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )
-    os.close(theirs)
-    os.set_blocking(ours, False)
-    said = b""
-
-    def read() -> bytes:
-        try:
-            return os.read(ours, 1 << 16)
-        except OSError:  # nothing yet, or no one there any more
-            return b""
-
-    deadline = time.monotonic() + 120
-    while not (out / "checkpoint.pt").exists():
-        assert time.monotonic() < deadline and running.poll() is None, said
-        said += read()
-        time.sleep(0.05)
-    if how == "closed":
-        os.close(ours)
-    else:
-        os.write(ours, b"\x03")
-    while running.poll() is None:
-        assert time.monotonic() < deadline
-        said += read() if how == "ctrl-c" else b""
-        time.sleep(0.05)
-    step = load_checkpoint(out / "checkpoint.pt", torch.device("cpu"))["step"]
-    rows = (out / "losses.csv").read_text().splitlines()
-    assert step and rows
-    if how == "ctrl-c":
-        said += read()
-        os.close(ours)
-        assert running.returncode == 130
-        assert said.count(b"stopping after this step") == 1, said
-        assert f"saved at step {step}; go on with: fastsketch train --out '{out}' --resume" in said.decode()
-    else:
-        assert (out / "losses.png").exists()  # which a run draws after it was stopped, and saved
 
 
 def test_a_terminal_that_lacks_a_letter_gets_a_question_mark(monkeypatch):
