@@ -23,9 +23,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize("method", ["fork", "fork
 
 
 class Run:
-    """A long training in a terminal and session of its own, with two loading processes."""
+    """A long training with two loading processes in a session of its own, with or without a terminal that rules it."""
 
-    def __init__(self, method: str, data: Path, out: Path) -> None:
+    def __init__(self, method: str, data: Path, out: Path, terminal: bool) -> None:
         start = f"import multiprocessing as m, fastsketch.cli; m.set_start_method('{method}'); fastsketch.cli.main()"
         many = shlex.split("--epochs 1000 --save-every 1 --log-every 1 --workers 2 --pictures 0")
         command = [sys.executable, "-c", start, "train", "--data", str(data), "--out", str(out), *TINY, *many]
@@ -38,7 +38,7 @@ class Run:
             stderr=theirs,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if terminal else None,
         )
         os.close(theirs)
         os.set_blocking(self.terminal, False)
@@ -75,8 +75,8 @@ class Run:
 
 
 @pytest.fixture
-def running(method, data, tmp_path):
-    run = Run(method, data, tmp_path / "a run")
+def running(method, data, tmp_path, request):
+    run = Run(method, data, tmp_path / "a run", terminal=getattr(request, "param", True))
     yield run
     for process in run.living():
         os.kill(process, signal.SIGKILL)
@@ -113,7 +113,9 @@ def test_ctrl_c_while_loading_processes_begin(running, method):
     assert b"stopped and saved" in running.said
 
 
+@pytest.mark.parametrize("running", [False], ids=["no terminal"], indirect=True)
 def test_they_end_with_a_training_that_is_killed(running):
+    """A terminal would tell them."""
     running.wait_for_checkpoint()
     assert len(running.living()) >= 3
     running.process.kill()
