@@ -272,7 +272,8 @@ def backward_kernel(
     # The diagonal's coefficient is minus the row's negative mass.
     if OF_QUERY:
         if STORE_MASS:
-            tl.store(negative_mass + first + rows, mass, mask=valid & (part == 0))
+            if part == 0:
+                tl.store(negative_mass + first + rows, mass, mask=valid)
         mass *= row_loss_grad
         along *= row_loss_grad
         total *= row_loss_grad[:, None]
