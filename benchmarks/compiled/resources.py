@@ -78,11 +78,9 @@ def _chip(capability: int, purpose: str) -> Iterator[None]:
         yield
 
 
-def _warm(launch: Launch, **options: Any) -> Any:
-    tile = launch.tile
-    named = {**tile.constants(launch.kernel.arg_names), **launch.constants}
-    options = {"num_warps": tile.warps, "num_stages": tile.stages, **options}
-    return launch.kernel.warmup(*launch.arguments, grid=(1,), **named, **options)
+def _warm(made: Launch, **options: Any) -> Any:
+    named = {**made.tile.constants(made.kernel.arg_names), **made.constants}
+    return made.kernel.warmup(*made.arguments, grid=(1,), **named, **launch.compiler_options(made.tile), **options)
 
 
 @contextmanager

@@ -226,8 +226,8 @@ def backward_kernel(
             logits = tl.where(inside[None, :], logits * scale, float("-inf"))
             a = tl.exp2((logits - row_lse[:, None]) * _LOG2_E)
             mean += tl.sum(a * share[None, :], 1)
-        if part == 0:
-            tl.store(row_mean + rows, mean, mask=valid)
+        # A vector of `part`, since Triton 3.9's interpreter joins no vector and scalar of booleans.
+        tl.store(row_mean + rows, mean, mask=valid & (tl.zeros_like(rows) + part == 0))
     else:
         row_share = tl.load(row_pointers(grad_received, rows, received_stride_s), mask=valid, other=0.0)
         row_share = row_share.to(tl.float32) / queries

@@ -272,8 +272,8 @@ def backward_kernel(
     # The diagonal's coefficient is minus the row's negative mass.
     if OF_QUERY:
         if STORE_MASS:
-            if part == 0:
-                tl.store(negative_mass + first + rows, mass, mask=valid)
+            # A vector of `part`: see attention_kernels.py.
+            tl.store(negative_mass + first + rows, mass, mask=valid & (tl.zeros_like(rows) + part == 0))
         mass *= row_loss_grad
         along *= row_loss_grad
         total *= row_loss_grad[:, None]
