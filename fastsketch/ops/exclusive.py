@@ -21,6 +21,7 @@ from torch import Tensor
 from fastsketch.ops.eager import are_plain
 
 Found = tuple[CodeType | None, tuple[int, ...]]
+"""Who called, and what was counted."""
 
 
 def _holders(grad: Tensor) -> tuple[int, ...]:

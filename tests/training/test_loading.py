@@ -1,5 +1,6 @@
 """Loading processes, forked as by default until Python 3.13, or not, as since: Ctrl-C, a closed terminal, a kill."""
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -43,6 +44,12 @@ class Run:
         os.close(theirs)
         os.set_blocking(self.terminal, False)
 
+    def close(self) -> None:
+        """The terminal."""
+        if self.terminal >= 0:
+            os.close(self.terminal)
+        self.terminal = -1
+
     def read(self) -> None:
         """What was said since."""
         try:
@@ -79,8 +86,10 @@ def running(method, data, tmp_path, request):
     run = Run(method, data, tmp_path / "a run", terminal=getattr(request, "param", True))
     yield run
     for process in run.living():
-        os.kill(process, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     run.process.wait()
+    run.close()
 
 
 @pytest.mark.parametrize("how", ["ctrl-c", "closed"])
@@ -88,7 +97,7 @@ def test_a_terminal(running, how):
     """Ctrl-C in one is told once, whatever loading processes get; one that is closed stops the run, saved."""
     running.wait_for_checkpoint()
     if how == "closed":
-        os.close(running.terminal)
+        running.close()
     else:
         os.write(running.terminal, b"\x03")
     running.wait(lambda: running.process.poll() is not None)
