@@ -68,22 +68,22 @@ def warp(canvases: Tensor, matrices: Tensor, side: int) -> Tensor:
     Returns:
         uint8 [B, C, side, side], the same to the last bit on every device.
     """
-    line = torch.arange(side, device=canvases.device)
-    a, b, c, d, e, f = matrices[:, :, None, None, None].unbind(1)
-    rows, columns = ((u * line[:, None] + (v * line + w)).flatten(2) for u, v, w in ((a, b, c), (d, e, f)))
     channels, width = canvases.shape[1], canvases.shape[-1]
     pixels, table = canvases.flatten(2), _cubic_weights(canvases.device)
+    line, near = (torch.arange(*ends, device=canvases.device) for ends in ((side,), (-1, 3)))
 
-    def four(at: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Index and weight [B, 1, side²] of the four pixels about each coordinate."""
-        weights = table[at >> 8 & 255].unbind(-1)
-        return [(((at >> 16) + k - 1).clamp(0, width - 1), weight) for k, weight in enumerate(weights)]
+    def four(of_row: Tensor, of_column: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """Index and weight [B, 4, side²] of the four pixels about each coordinate."""
+        at = (of_row * line[:, None] + (of_column * line + start)).flatten(1)
+        return ((at >> 16)[:, None] + near[:, None]).clamp(0, width - 1), table[at >> 8 & 255].movedim(-1, 1)
 
-    across = four(columns)
-    mixed = sum(
-        down * sum(pixels.gather(2, (row * width + column).expand(-1, channels, -1)) * over for column, over in across)
-        for row, down in four(rows)
-    )
+    a, b, c, d, e, f = matrices[:, :, None, None].unbind(1)
+    (rows, down), (columns, across) = four(a, b, c), four(d, e, f)
+    mixed = torch.zeros((), dtype=torch.int32, device=canvases.device)
+    for row, weight in zip(rows.unbind(1), down.unbind(1), strict=True):
+        places = (row[:, None] * width + columns).flatten(1)[:, None].expand(-1, channels, -1)
+        values = pixels.gather(2, places).unflatten(2, (4, -1))
+        mixed = mixed + (values * across[:, None]).sum(2, dtype=torch.int32) * weight[:, None]
     mixed = mixed + (_WEIGHT**2 >> 1) >> 20
     return mixed.clamp(0, 255).to(torch.uint8).unflatten(2, (side, side))
 

@@ -30,8 +30,6 @@ class Drawn(NamedTuple):
     place: Place
     sketch: int
     sketch_place: Place
-    owner: int
-    """Index of the pair whose mask the sketch has; -1: none is known."""
     tones: np.ndarray | None
     """Of the photo, as `draw_tones` gives; None: its own."""
 
@@ -119,7 +117,7 @@ class SketchDataset(Dataset):
             raise FastsketchError(f"{len(lonely)} photos have no sketch: {name_some(lonely)}")
         # What `Drawn.sketch` counts: the sketches of the pairs, or when unpaired those drawn from.
         self.drawings = self.sketches if unpaired else own
-        self._owner = {pair.sketch: index for index, pair in enumerate(self.pairs) if pair.sketch is not None}
+        self._owners = {pair.sketch: pair for pair in self.pairs if pair.sketch is not None}
         self._cache: dict[tuple[str, Path], tuple[Tensor, tuple[int, int]]] | None = {} if cache else None
         # In shared memory, so that persistent workers see the epoch that the main process sets.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -165,28 +163,29 @@ class SketchDataset(Dataset):
         place = self._draw_place(random)
         tones = draw_tones(random, self.color_jitter) if self.color_jitter else None
         if not self.unpaired:
-            return Drawn(place, index, place, index, tones)
+            return Drawn(place, index, place, tones)
         sketch = self._draw_sketch(random, self.pairs[index].sketch)
-        return Drawn(place, sketch, self._draw_place(random), self._owner.get(self.sketches[sketch], -1), tones)
+        return Drawn(place, sketch, self._draw_place(random), tones)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         index = range(len(self.pairs))[index]  # IndexError beyond the end, and negative indices
         drawn, pair = self.draw(index), self.pairs[index]
-        photo = self._crop(self._canvas("photo", pair.photo)[0], drawn.place)
+        together = [self._canvas("photo", pair.photo)[0], self._mask_canvas(pair)]
+        if not self.unpaired:
+            together.append(self._sketch_canvas(drawn.sketch))
+        photo, mask, sketch = self._crop(torch.cat(together), drawn.place).tensor_split((3, 4))
         if drawn.tones is not None:
             photo = change_tones(photo[None], torch.from_numpy(drawn.tones)[None])[0]
         item = {
             "photo": _signed(photo),
-            "mask": self._crop(self._mask_canvas(pair), drawn.place).float() / 255.0,
+            "mask": mask.float() / 255.0,
             "index": torch.tensor(index, dtype=torch.int64),
-            "sketch": _signed(self._crop(self._sketch_canvas(drawn.sketch), drawn.sketch_place)),
         }
         if self.unpaired:
-            if drawn.owner < 0:
-                mask = torch.full((1, self.image_size, self.image_size), 255, dtype=torch.uint8)
-            else:
-                mask = self._mask_canvas(self.pairs[drawn.owner])
-            item["sketch_mask"] = self._crop(mask, drawn.sketch_place).float() / 255.0
+            both = torch.cat((self._sketch_canvas(drawn.sketch), self.mask_of_drawing(drawn.sketch)))
+            sketch, mask = self._crop(both, drawn.sketch_place).split((self.sketch_channels, 1))
+            item["sketch_mask"] = mask.float() / 255.0
+        item["sketch"] = _signed(sketch)
         return item
 
     def canvases(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,6 +193,13 @@ class SketchDataset(Dataset):
         photos = torch.stack([self._canvas("photo", pair.photo)[0] for pair in self.pairs])
         masks = torch.stack([self._mask_canvas(pair) for pair in self.pairs])
         return photos, masks, torch.stack([self._sketch_canvas(i) for i in range(len(self.drawings))])
+
+    def mask_of_drawing(self, number: int) -> Tensor:
+        """The canvas of the mask of one of `drawings`, uint8 [1, S, S]; where its photo is not known, all is person."""
+        owner = self._owners.get(self.drawings[number])
+        if owner is None:
+            return torch.full((1, self.image_size, self.image_size), 255, dtype=torch.uint8)
+        return self._mask_canvas(owner)
 
     def _check_sizes(self) -> None:
         """Refuse all pairs that cannot be aligned, before the first of them stops a run in its middle."""

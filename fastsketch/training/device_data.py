@@ -1,6 +1,6 @@
 """A data set whose canvases lie on the device, where they are also cut and augmented."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -29,10 +29,14 @@ class DeviceDataset:
 
     def __init__(self, dataset: SketchDataset, device: torch.device) -> None:
         self.dataset, self.device = dataset, device
-        canvases = dataset.canvases()
-        self.photos, self.masks, self.sketches = (x.to(device) for x in canvases)
-        # One mask more, for drawn sketches of no known photo: all of it is person.
-        self.masks = torch.cat((self.masks, torch.full_like(self.masks[:1], 255)))
+        photos, masks, sketches = dataset.canvases()
+        # What is cut in one place lies in one canvas: photo, mask and, of a pair, the sketch.
+        if dataset.unpaired:
+            self._photos = torch.cat((photos, masks), 1).to(device)
+            their_masks = torch.stack([dataset.mask_of_drawing(number) for number in range(len(sketches))])
+            self._sketches = torch.cat((sketches, their_masks), 1).to(device)
+        else:
+            self._photos = torch.cat((photos, masks, sketches), 1).to(device)
         # A table in place of arithmetic: a GPU divides by 255 with another rounding than a CPU.
         unit = torch.arange(256, dtype=torch.float32) / 255.0
         self._unit, self._signed = unit.to(device), (unit * 2.0 - 1.0).to(device)
@@ -40,8 +44,8 @@ class DeviceDataset:
     @staticmethod
     def size(dataset: SketchDataset) -> int:
         """Bytes it would take."""
-        channels = (3 + 1) * len(dataset) + dataset.sketch_channels * len(dataset.drawings)
-        return channels * dataset.image_size**2
+        of_sketch = dataset.sketch_channels + dataset.unpaired
+        return ((3 + 1) * len(dataset) + of_sketch * len(dataset.drawings)) * dataset.image_size**2
 
     @classmethod
     def fits(cls, dataset: SketchDataset, device: torch.device) -> bool:
@@ -54,34 +58,31 @@ class DeviceDataset:
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The items of these indices as one batch, in the data set's current epoch."""
         drawn = [self.dataset.draw(index) for index in indices]
-        names = torch.tensor([list(indices), [d.sketch for d in drawn], [d.owner for d in drawn]])
-        index, sketch, owner = names.to(self.device, non_blocking=True).unbind()
-        cut = self._cutter([d.place for d in drawn])
-        photo = cut(self.photos, index)
+        index = torch.tensor(list(indices)).to(self.device, non_blocking=True)
+        photo, mask, sketch = self._cut(self._photos, index, [d.place for d in drawn]).tensor_split((3, 4), 1)
         if self.dataset.color_jitter:
             tones = torch.from_numpy(np.stack([d.tones for d in drawn]))
             photo = change_tones(photo, tones.to(self.device, non_blocking=True))
-        batch = {"photo": self._signed[photo.int()], "mask": self._unit[cut(self.masks, index).int()], "index": index}
+        batch = {"photo": self._signed[photo.int()], "mask": self._unit[mask.int()], "index": index}
         if self.dataset.unpaired:
-            cut = self._cutter([d.sketch_place for d in drawn])
-            batch["sketch_mask"] = self._unit[cut(self.masks, owner).int()]
-        batch["sketch"] = self._signed[cut(self.sketches, sketch).int()]
+            which = torch.tensor([d.sketch for d in drawn]).to(self.device, non_blocking=True)
+            both = self._cut(self._sketches, which, [d.sketch_place for d in drawn])
+            sketch, mask = both.split((self.dataset.sketch_channels, 1), 1)
+            batch["sketch_mask"] = self._unit[mask.int()]
+        batch["sketch"] = self._signed[sketch.int()]
         return batch
 
-    def _cutter(self, places: Sequence[Place]) -> Callable[[Tensor, Tensor], Tensor]:
-        """Crops of canvases [N, C, S, S] at these places, given the indices [B]: uint8 [B, C, side, side]."""
+    def _cut(self, canvases: Tensor, which: Tensor, places: Sequence[Place]) -> Tensor:
+        """Crops of the canvases [N, C, S, S] of these indices [B], each in its place: uint8 [B, C, side, side]."""
         side = self.dataset.crop_size
         if self.dataset.random_affine:
             matrices = torch.tensor([place.matrix for place in places]).to(self.device, non_blocking=True)
-            return lambda canvases, which: warp(canvases[which], matrices, side)
+            return warp(canvases[which], matrices, side)
         line = np.arange(side)
         rows = np.array([place.top + line for place in places])
         columns = np.array([place.left + (line[::-1] if place.mirrored else line) for place in places])
         both = torch.from_numpy(np.stack((rows, columns))).to(self.device, non_blocking=True)
         rows, columns = both[0, :, :, None], both[1, :, None, :]
-        # Cloned, as one channel would pass for contiguous and for channels last, and convolutions go by the strides.
-        return lambda canvases, which: (
-            canvases[which[:, None, None], :, rows, columns]  # [B, side, side, C]
-            .permute(0, 3, 1, 2)
-            .clone(memory_format=torch.contiguous_format)
-        )
+        crops = canvases[which[:, None, None], :, rows, columns].permute(0, 3, 1, 2)  # of [B, side, side, C]
+        # The layout of the data set's items: convolutions go by the strides.
+        return crops.contiguous()
