@@ -1,10 +1,11 @@
 // softmax(qᵀk · scale) applied to values, channels first, and its gradients: no matrix of all queries and keys is stored.
 // Included once for each instruction set, after winograd_tiles.h.
 //
-// Forward, a thread holds some whole rows of the matrix. Backward, the matrix is made again, for some panels of keys at a
-// time: first threads share out the queries, make its values and their gradients, and add up the queries' gradients;
-// then they share out the panels, for the gradients of keys and values. Sums run over queries or keys in their order: a
-// result does not depend on which thread makes it.
+// Forward, a thread makes some rows of the matrix, some keys at a time; where those raise a row's maximum, what it has
+// summed up is scaled down [L: Milakov & Gimelshein, Online normalizer calculation for softmax, 2018]. Backward, the
+// matrix is made again, for some panels of keys at a time: first threads share out the queries, make its values and
+// their gradients, and add up the queries' gradients; then they share out the panels, for the gradients of keys and
+// values. Sums run over queries or keys in their order: a result does not depend on which thread makes it.
 
 // A [rows, depth], rows `stride` apart, in blocks of ROW_BLOCK rows: [block, depth, ROW_BLOCK]; zeros fill the last.
 template <typename T>
@@ -39,17 +40,19 @@ void put_channels_first(
         });
 }
 
-// Logits of a row -> e^(z - max); returns their sum, and max in `maximum`.
+// Logits of a row -> e^(z - maximum), where the maximum so far is raised first; returns their sum.
 template <typename T>
 T exponentials(T* row, int64_t count, T* maximum) {
   constexpr int lanes = Lanes<T>::count;
-  *maximum = fill_and_maximum<T>(row, count, round_up(count, lanes), row[0]);
+  const T lowest = -std::numeric_limits<T>::infinity();
+  *maximum = fill_and_maximum<T>(row, count, round_up(count, lanes), *maximum);
+  const T shift = *maximum == lowest ? T(0) : *maximum;  // so far every weight is 0
   constexpr int64_t run = 16 * lanes;  // short sums first: their rounding errors do not pile up over a long row
   T sum = 0;
   for (int64_t start = 0; start < count; start += run) {
     Vec<T> part = {};
     for (int64_t j = start; j < std::min(start + run, count); j += lanes) {
-      const Vec<T> e = exp<T>(load<T>(row + j) - *maximum);
+      const Vec<T> e = exp<T>(load<T>(row + j) - shift);
       store<T>(row + j, e);
       part += e;
     }
@@ -61,9 +64,10 @@ T exponentials(T* row, int64_t count, T* maximum) {
 template <typename T>
 void attend_forward(const Attend& p, const AttendInputs<T>& in, T* output, T* lse) {
   constexpr int64_t width = panel_width<T>();
+  // The part of the matrix that a thread makes at a time: 384 KiB, in its second-level cache.
+  constexpr int64_t block = 96, together = 4096 / int64_t(sizeof(T));
   const int64_t keys = round_up(p.keys, width), channels = round_up(p.channels, width);
-  const int64_t cached = 393'216 / int64_t(sizeof(T)) / keys / ROW_BLOCK * ROW_BLOCK;
-  const int64_t block = std::clamp<int64_t>(cached, ROW_BLOCK, 96);
+  const int64_t row = std::min(together, keys);
   Scratch<T> key(p.width * keys), value(p.keys * channels);
   for (int64_t image = 0; image < p.images; ++image) {
     const T* q = in.query + image * p.width * p.queries;
@@ -71,22 +75,35 @@ void attend_forward(const Attend& p, const AttendInputs<T>& in, T* output, T* ls
     const T* v = in.value + image * p.channels * p.keys;
     parallel_for(0, channels / width, 1, [&](int64_t begin, int64_t end) {
       const int64_t count = std::min(end * width, p.channels) - begin * width;
-      pack_transposed<T>(v + begin * width * p.keys, count, p.keys, p.keys, value + begin * width * p.keys);
+      for (int64_t first = 0; first < p.keys; first += together) {
+        const int64_t valid = std::min(together, p.keys - first);
+        pack_transposed<T>(
+            v + begin * width * p.keys + first, count, valid, p.keys, value + first * channels + begin * width * valid);
+      }
     });
     for_each_turn((p.queries + block - 1) / block, [&](const auto& turn) {
-      Scratch<T> some(block * p.width), rows(block * keys), out(block * channels), factor(block);
+      Scratch<T> some(block * p.width), rows(block * row), out(block * channels), factor(block), maximum(block);
       for (int64_t n = turn() * block; n < p.queries; n = turn() * block) {
         const int64_t count = std::min(block, p.queries - n);
         for (int64_t r = 0; r < count; ++r)
           for (int64_t d = 0; d < p.width; ++d) some[r * p.width + d] = q[d * p.queries + n + r] * T(p.scale);
-        multiply<T>(some, p.width, 1, count, key, p.width, p.keys, rows, keys, false);
-        for (int64_t r = 0; r < count; ++r) {
-          T maximum;
-          const T sum = exponentials(rows + r * keys, p.keys, &maximum);
-          factor[r] = T(1) / sum;
-          lse[image * p.queries + n + r] = maximum + std::log(sum);
+        std::fill_n(static_cast<T*>(maximum), count, -std::numeric_limits<T>::infinity());
+        std::fill_n(static_cast<T*>(factor), count, T(0));  // the sums so far
+        for (int64_t first = 0; first < p.keys; first += together) {
+          const int64_t valid = std::min(together, p.keys - first);
+          multiply<T>(some, p.width, 1, count, key + first * p.width, p.width, valid, rows, row, false);
+          for (int64_t r = 0; r < count; ++r) {
+            const T before = maximum[r], added = exponentials(rows + r * row, valid, &maximum[r]);
+            const T shrink = maximum[r] == before ? T(1) : std::exp(before - maximum[r]);
+            factor[r] = factor[r] * shrink + added;
+            if (first > 0 && shrink != T(1)) scale_row(out + r * channels, channels, shrink);
+          }
+          multiply<T>(rows, row, 1, count, value + first * channels, valid, channels, out, channels, first > 0);
         }
-        multiply<T>(rows, keys, 1, count, value, p.keys, channels, out, channels, false);
+        for (int64_t r = 0; r < count; ++r) {
+          lse[image * p.queries + n + r] = maximum[r] + std::log(factor[r]);
+          factor[r] = T(1) / factor[r];
+        }
         T* to = output + image * p.channels * p.queries + n;
         put_channels_first<T>(out, count, p.channels, factor, to, p.queries);
       }

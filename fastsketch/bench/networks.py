@@ -1,5 +1,5 @@
 """The measured cases of what networks compute, forward and backward: convolutions, blurs, norms, attention,
-pools, distances of features, the perceptual loss.
+pools, distances of features, the perceptual loss; and a whole drawing, forward alone.
 """
 
 import copy
@@ -17,6 +17,7 @@ from fastsketch.nn.attend import attend
 from fastsketch.nn.blur import BlurDownsample, BlurUpsample
 from fastsketch.nn.convolution import as_winograd, convolve, use_winograd
 from fastsketch.nn.feature_distance import normalized_distance
+from fastsketch.nn.generator import ResnetGenerator
 from fastsketch.nn.instance_norm import InstanceNorm
 from fastsketch.nn.losses import PerceptualLoss
 from fastsketch.nn.max_pool import HalvingMaxPool
@@ -208,6 +209,37 @@ def perceptual(side: int, device: torch.device) -> Case:
     return replace(case, check=check)
 
 
+def drawing(side: int, device: torch.device, width: int = 64) -> Case:
+    """A photo drawn by the full method's generator, without gradients, as `fastsketch generate` does; B = 1.
+
+    Args:
+        side: of the square picture.
+        device: where.
+        width: of the generator.
+    """
+    plain = ResnetGenerator(out_channels=1, width=width, gain=1.0).to(device).eval()
+    nn.init.constant_(plain.attention.spatial_gain, 0.5)  # as if trained: what attention makes is seen in the drawing
+    generator = copy.deepcopy(plain)
+    use_own_kernels(plain, False)
+    use_winograd(generator)
+
+    def make() -> SimpleNamespace:
+        return SimpleNamespace(photo=random(1, 3, side, side, device=device).tanh(), mask=torch.ones(1, 1, side, side))
+
+    @torch.inference_mode()
+    def run(network: nn.Module, inputs: Any) -> Tensor:
+        return network(inputs.photo, inputs.mask)
+
+    def check(inputs: Any) -> None:
+        torch.testing.assert_close(run(generator, inputs), run(plain, inputs), rtol=0, atol=1e-3)
+
+    contenders = {
+        OURS: Contender(lambda inputs, _: run(generator, inputs)),
+        FRAMEWORK: Contender(lambda inputs, _: run(plain, inputs)),
+    }
+    return Case(make, contenders, check, FRAMEWORK)
+
+
 CONVOLUTIONS = (
     (3, 256, 256, 64, 2),
     (3, 256, 256, 32, 2),
@@ -243,6 +275,7 @@ CPU_CASES: dict[str, Recipe] = {
     for k, c, f, side, batch in CONVOLUTIONS
 }
 CPU_CASES |= {f"attend N={n}": Recipe(attention, {"positions": n}, {"positions": 40}) for n in (1024, 4096)}
+CPU_CASES |= {f"drawing {side}²": Recipe(drawing, {"side": side}, {"side": 32, "width": 4}) for side in (256, 512)}
 CPU_CASES |= {
     f"{name} {c}, {side}²": Recipe(case, {"channels": c, "side": side}, {"channels": 3, "side": 20})
     for name, case in (("feature distance", distance), ("max pool", max_pool))

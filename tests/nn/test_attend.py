@@ -32,6 +32,7 @@ def _run(inputs, arriving=None):
         (2, 65, 64, 2, 33),
         (1, 13, 300, 9, 70),
         (1, 800, 700, 4, 8),
+        (2, 100, 1600, 3, 20),
     ],
     ids=str,
 )
@@ -43,6 +44,21 @@ def test_value_and_gradients_in_float64(sizes):
         want = _run(inputs, arriving)
     for one, other in zip(got, want, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", ["rising", "falling", "nothing but the last", "nothing but the first"])
+def test_the_largest_logit_may_come_early_or_late(dtype, way):
+    """Keys are taken some at a time: what was summed up is scaled down, or what comes counts for little."""
+    query, key, value = (x.detach() for x in _inputs(1, 50, 2500, 4, 6, dtype))
+    query[:, 0] = 1
+    strength = torch.linspace(-100, 100, 2500, dtype=dtype)
+    if "nothing" in way:  # a weight of 0, but for the last third
+        strength = torch.where(strength < 33, float("-inf"), strength / 100)
+    key[:, 0] = strength.flip(0) if way in ("falling", "nothing but the first") else strength
+    want = attend(query.double(), key.double(), value.double(), own_kernel=False)
+    got = attend(query, key, value)
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5 if dtype == torch.float32 else 1e-12)
 
 
 def test_gradients_by_finite_differences():
