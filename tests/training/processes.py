@@ -10,12 +10,10 @@ import torch.distributed as dist
 
 from fastsketch.training.distributed import World
 
-
-def forking() -> multiprocessing.context.ForkServerContext:
-    """Where processes come from quickly: the imports cost seconds, a fork milliseconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fastsketch.training.trainer", "fastsketch.cpp"])
-    return context
+CONTEXT = multiprocessing.get_context("forkserver")
+"""Where processes come from quickly: the imports cost seconds, a fork milliseconds."""
+# Said while tests are collected: from Python 3.14 on the first loading process of a test starts this server.
+CONTEXT.set_forkserver_preload(["fastsketch.training.trainer", "fastsketch.cpp"])
 
 
 def start(function: Callable, *arguments) -> multiprocessing.Process:
@@ -23,7 +21,7 @@ def start(function: Callable, *arguments) -> multiprocessing.Process:
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the server when it starts: forking and OpenMP's threads do not mix
     try:
-        process = forking().Process(target=function, args=arguments)
+        process = CONTEXT.Process(target=function, args=arguments)
         process.start()
     finally:
         os.environ.pop("OMP_NUM_THREADS") if threads is None else os.environ.update(OMP_NUM_THREADS=threads)

@@ -110,6 +110,33 @@ def test_tones_never_fall_and_differ_from_channel_to_channel(canvases):
             assert (got[picture, channel] == tones[picture, channel][canvases[picture, channel].numpy()]).all()
 
 
+@pytest.mark.parametrize("way", [-1, 1])
+@pytest.mark.parametrize(
+    ("number", "tone"),
+    [
+        (0, lambda level, s: level ** math.exp(s)),
+        (1, lambda level, s: 0.5 + (level - 0.5) * (1 + s / 2)),
+        (2, lambda level, s: level + s / 4),
+        (3, lambda level, s: level * (1 + s / 4)),
+    ],
+    ids=["gamma", "contrast", "brightness", "white balance of red"],
+)
+def test_light_changes_as_far_as_is_said(number, tone, way):
+    class Extreme:
+        @staticmethod
+        def uniform(low, high, size):
+            chances = np.zeros(size)
+            chances[number] = high if way > 0 else low
+            return chances
+
+    level, strength = np.arange(256) / 255, 0.4
+    red, *others = draw_tones(Extreme, strength)
+    want = np.clip(tone(level, way * strength), 0, 1) * 255
+    assert np.abs(red - want).max() <= 0.5 + 1e-9
+    for other in others:
+        assert (other == (np.arange(256) if number == 3 else red)).all()
+
+
 def test_photo_mask_and_sketch_of_a_pair_move_together(data):
     """A grey photo put in the place of its mask and sketch stays equal to them; light changes the photo alone."""
     pair = find_pairs(data, "train")[0]
