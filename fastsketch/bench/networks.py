@@ -222,16 +222,17 @@ def drawing(side: int, device: torch.device, width: int = 64) -> Case:
     generator = copy.deepcopy(plain)
     use_own_kernels(plain, False)
     use_winograd(generator)
+    mask = torch.ones(1, 1, side, side, device=device)
 
     def make() -> SimpleNamespace:
-        return SimpleNamespace(photo=random(1, 3, side, side, device=device).tanh(), mask=torch.ones(1, 1, side, side))
+        return SimpleNamespace(photo=random(1, 3, side, side, device=device).tanh(), mask=mask)
 
     @torch.inference_mode()
     def run(network: nn.Module, inputs: Any) -> Tensor:
         return network(inputs.photo, inputs.mask)
 
     def check(inputs: Any) -> None:
-        torch.testing.assert_close(run(generator, inputs), run(plain, inputs), rtol=0, atol=1e-3)
+        torch.testing.assert_close(run(generator, inputs), run(plain, inputs), rtol=0, atol=5e-4)  # 1e-4 was seen
 
     contenders = {
         OURS: Contender(lambda inputs, _: run(generator, inputs)),
