@@ -26,7 +26,7 @@ NOT_COMPARED = {"out", "resume", "device", "workers", "log_every", "save_every",
 
 GROUPS = {
     "Run": "preset data image_size crop_size sketch_channels unpaired masks seed device precision",
-    "Augmentation": "flip random_affine color_jitter",
+    "Augmentation": "flip random_affine color_jitter augment_decay",
     "Networks": "width blocks discriminator_width projection_dim attention mask",
     "Patches": "num_patches regions dynamic num_regions density_window density_threshold density_boost multiplicity "
     "negatives temperature",

@@ -87,6 +87,8 @@ class TrainConfig:
     """Strength s of a random turn (s radians at most), scale (e⁻ˢ to eˢ) and shift (s sides) of each pair; 0: none."""
     color_jitter: float = 0.0
     """Strength of a random change of each photo's gamma, contrast, brightness and white balance; 0: none."""
+    augment_decay: bool = True
+    """`random_affine` and `color_jitter` in the decay epochs too; off: only before them [D]."""
     masks: MaskMethod = "auto"
     """Where the masks come from."""
 
@@ -220,6 +222,11 @@ class TrainConfig:
             raise FastsketchError("regions and dynamic need attention: add --no-regions --no-dynamic, or --attention")
         if self.negatives in ("same_region", "other_regions") and not self.regions:
             raise FastsketchError(f"negatives {self.negatives} need regions: add --regions, or --negatives image")
+        if not (self.augment_decay or self.random_affine or self.color_jitter):
+            raise FastsketchError(
+                "augment_decay is off but there is no augmentation to end: add --random-affine or --color-jitter, or "
+                "--augment-decay"
+            )
         if self.multiplicity and not self.dynamic:
             raise FastsketchError("multiplicity needs dynamic sampling: add --dynamic, or --no-multiplicity")
         if not (self.lambda_gan or self.lambda_nce or self.lambda_pixel or self.lambda_perceptual):

@@ -55,6 +55,7 @@ class SketchDataset(Dataset):
         random_affine: strength of a random turn, scale and shift of each item, the same for photo, mask and the sketch
             of its pair (`draw_affine`); 0: none.
         color_jitter: strength of a random change of each photo's light (`draw_tones`); 0: none.
+        augment_epochs: how many epochs, from the first, have `random_affine` and `color_jitter`; None: all.
         unpaired: give each photo a sketch drawn anew each epoch, never its own when there is another.
         sketches: what to draw from when unpaired (`find_sketches`); default the pairs' own sketches.
         cache: keep decoded canvases in memory as uint8 (7 bytes a pixel of the canvas at most).
@@ -77,6 +78,7 @@ class SketchDataset(Dataset):
         flip: bool = True,
         random_affine: float = 0.0,
         color_jitter: float = 0.0,
+        augment_epochs: int | None = None,
         unpaired: bool = False,
         sketches: Sequence[Path] | None = None,
         cache: bool = True,
@@ -92,6 +94,8 @@ class SketchDataset(Dataset):
             raise ValueError(f"random_affine must lie in 0..{MAX_AFFINE:g}, got {random_affine}")
         if not 0 <= color_jitter <= MAX_JITTER:
             raise ValueError(f"color_jitter must lie in 0..{MAX_JITTER:g}, got {color_jitter}")
+        if augment_epochs is not None and augment_epochs < 0:
+            raise ValueError(f"augment_epochs must not be negative, got {augment_epochs}")
         if sketch_channels not in (1, 3):
             raise ValueError(f"sketch_channels must be 1 or 3, got {sketch_channels!r}")
         if sketches is not None and not unpaired:
@@ -104,7 +108,7 @@ class SketchDataset(Dataset):
         self.sketch_channels = sketch_channels
         self.masks = MaskSource("auto") if masks is None else masks
         self.flip = flip
-        self.random_affine, self.color_jitter = random_affine, color_jitter
+        self.random_affine, self.color_jitter, self.augment_epochs = random_affine, color_jitter, augment_epochs
         self.unpaired = unpaired
         self.seed = seed
         own = [pair.sketch for pair in self.pairs if pair.sketch is not None]
@@ -157,11 +161,16 @@ class SketchDataset(Dataset):
         """Chooses the random numbers of an epoch (0, 1, ...); call it before iterating a loader."""
         self._epoch.fill_(_checked_epoch(epoch))
 
+    def _strength(self, strength: float) -> float:
+        """Of an augmentation in the current epoch."""
+        return strength if self.augment_epochs is None or self.epoch < self.augment_epochs else 0.0
+
     def draw(self, index: int) -> Drawn:
         """The random choices of an item in the current epoch."""
         random = np.random.default_rng([self.seed, _ITEM_STREAM, self.epoch, index])
         place = self._draw_place(random)
-        tones = draw_tones(random, self.color_jitter) if self.color_jitter else None
+        jitter = self._strength(self.color_jitter)
+        tones = draw_tones(random, jitter) if jitter else None
         if not self.unpaired:
             return Drawn(place, index, place, tones)
         sketch = self._draw_sketch(random, self.pairs[index].sketch)
@@ -233,7 +242,8 @@ class SketchDataset(Dataset):
         top, left = random.integers(0, room + 1, size=2)
         mirrored = random.random() < 0.5
         place = Place(int(top), int(left), bool(mirrored and self.flip))
-        return draw_affine(random, self.random_affine, place, self.crop_size) if self.random_affine else place
+        affine = self._strength(self.random_affine)
+        return draw_affine(random, affine, place, self.crop_size) if affine else place
 
     def _draw_sketch(self, random: np.random.Generator, own: Path | None) -> int:
         others = [i for i, path in enumerate(self.sketches) if path != own] or list(range(len(self.sketches)))

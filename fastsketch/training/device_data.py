@@ -60,7 +60,7 @@ class DeviceDataset:
         drawn = [self.dataset.draw(index) for index in indices]
         index = torch.tensor(list(indices)).to(self.device, non_blocking=True)
         photo, mask, sketch = self._cut(self._photos, index, [d.place for d in drawn]).tensor_split((3, 4), 1)
-        if self.dataset.color_jitter:
+        if drawn[0].tones is not None:
             tones = torch.from_numpy(np.stack([d.tones for d in drawn]))
             photo = change_tones(photo, tones.to(self.device, non_blocking=True))
         batch = {"photo": self._signed[photo.int()], "mask": self._unit[mask.int()], "index": index}
@@ -75,7 +75,7 @@ class DeviceDataset:
     def _cut(self, canvases: Tensor, which: Tensor, places: Sequence[Place]) -> Tensor:
         """Crops of the canvases [N, C, S, S] of these indices [B], each in its place: uint8 [B, C, side, side]."""
         side = self.dataset.crop_size
-        if self.dataset.random_affine:
+        if places[0].matrix:
             matrices = torch.tensor([place.matrix for place in places]).to(self.device, non_blocking=True)
             return warp(canvases[which], matrices, side)
         line = np.arange(side)

@@ -129,6 +129,7 @@ class Trainer:
             flip=config.flip,
             random_affine=config.random_affine,
             color_jitter=config.color_jitter,
+            augment_epochs=None if config.augment_decay else config.epochs,
             unpaired=config.unpaired,
             sketches=find_sketches(data, "train") if config.unpaired else None,
             seed=config.seed,

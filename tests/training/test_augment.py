@@ -13,6 +13,7 @@ from fastsketch.training.augment import Place, change_tones, draw_affine, draw_t
 from fastsketch.training.data import SketchDataset
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import find_pairs
+from fastsketch.training.trainer import Trainer
 
 SIDE, CANVAS = 24, 32
 
@@ -163,6 +164,27 @@ def test_items_without_augmentation_are_those_of_before(data):
     dataset.set_epoch(2)
     drawn = dataset.draw(1)
     assert drawn.place == (top, left, random.random() < 0.5, None) and drawn.tones is None
+
+
+def test_from_some_epoch_on_items_are_those_without_augmentation(data):
+    options = {"random_affine": 0.1, "color_jitter": 0.3}
+    plain, always, early, never = (
+        SketchDataset(find_pairs(data, "train"), image_size=40, **changes)
+        for changes in ({}, options, options | {"augment_epochs": 2}, options | {"augment_epochs": 0})
+    )
+    for epoch in range(4):
+        items = [dataset.set_epoch(epoch) or dataset[1] for dataset in (plain, always, early, never)]
+        for name in ("photo", "sketch", "mask"):
+            without, with_it, until_two, without_too = (item[name] for item in items)
+            assert torch.equal(without, without_too) and not torch.equal(without, with_it)
+            assert torch.equal(until_two, with_it if epoch < 2 else without)
+
+
+@pytest.mark.parametrize(("augment_decay", "epochs"), [(True, [True, True, True]), (False, [True, True, False])])
+def test_a_run_may_end_without_augmentation(tiny, augment_decay, epochs):
+    config = tiny(epochs=2, decay_epochs=1, random_affine=0.1, augment_decay=augment_decay)
+    dataset = Trainer(config, config.data, quiet=True).dataset
+    assert [bool((dataset.set_epoch(epoch) or dataset.draw(0)).place.matrix) for epoch in range(3)] == epochs
 
 
 @pytest.mark.parametrize(

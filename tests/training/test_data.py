@@ -346,6 +346,7 @@ def test_bad_settings(tree):
         ({"sketches": []}, "only for unpaired"),
         ({"unpaired": True, "sketches": []}, "no sketches"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"augment_epochs": -1}, "augment_epochs must not be negative, got -1"),
     ):
         with pytest.raises(ValueError, match=message):
             SketchDataset(pairs, masks=NONE, **options)

@@ -17,7 +17,15 @@ NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
 @pytest.mark.parametrize("crop_size", [None, 32, 24])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("unpaired", [False, True])
-@pytest.mark.parametrize("augmentation", [{}, {"random_affine": 0.1}, {"random_affine": 0.1, "color_jitter": 0.3}])
+@pytest.mark.parametrize(
+    "augmentation",
+    [
+        {},
+        {"random_affine": 0.1},
+        {"random_affine": 0.1, "color_jitter": 0.3},
+        {"random_affine": 0.1, "color_jitter": 0.3, "augment_epochs": 3},
+    ],
+)
 def test_same_batches_as_the_data_set(data, device, crop_size, channels, unpaired, augmentation):
     sketches = find_sketches(data, "train")
     if unpaired:  # one whose photo is not known

@@ -82,6 +82,7 @@ def test_a_run_leaves_everything_it_should(tiny):
         *((stop, size, "fastcut" if stop == 5 else "fsscl", {}) for stop in (3, 5, 7) for size in (1, 2)),
         (7, 2, "fsscl", {"precision": "bfloat16"}),
         (7, 1, "fsscl", {"random_affine": 0.1, "color_jitter": 0.2}),
+        (7, 1, "fsscl", {"random_affine": 0.1, "augment_decay": False}),
     ],
 )
 @pytest.mark.filterwarnings("ignore:precision is bfloat16")
@@ -397,6 +398,7 @@ def test_taps_that_the_file_does_not_keep_are_refused(tmp_path):
         ({"regions": False, "negatives": "same_region"}, "negatives same_region need regions"),
         ({"preset": "cut", "negatives": "other_regions"}, "negatives other_regions need regions"),
         ({"dynamic": False, "multiplicity": True}, "multiplicity needs dynamic"),
+        ({"augment_decay": False}, "augment_decay is off but there is no augmentation"),
         ({"density_window": -1}, "density_window must be odd and at least 1, got -1"),
         ({"betas": (2.0, 3.0)}, "betas"),
         ({"betas": (0.5, 1.0)}, "betas"),
