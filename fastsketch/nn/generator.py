@@ -169,7 +169,7 @@ class ResnetGenerator(nn.Module):
         if image.shape[2] % 4 or image.shape[3] % 4 or min(image.shape[2:]) < 8:
             raise ValueError(
                 f"image sides must be multiples of 4, at least 8, got {image.shape[2]}×{image.shape[3]}; "
-                "fastsketch.training.images.pad_to_multiple pads"
+                "fastsketch.training.images.pad_to_square pads"
             )
         if not self.mask_channel:
             return self.model[0](image.expand(-1, self.in_channels, -1, -1)), None

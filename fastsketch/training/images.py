@@ -263,10 +263,13 @@ def pad_to(tensor: Tensor, height: int, width: int) -> tuple[Tensor, Padding]:
     return TF.pad(tensor, padding, padding_mode="edge").contiguous(), padding
 
 
-def pad_to_multiple(tensor: Tensor) -> tuple[Tensor, Padding]:
-    """Pads height and width up to multiples of 4 (the generator halves twice); see `pad_to`."""
-    height, width = (-(-size // 4) * 4 for size in tensor.shape[-2:])
-    return pad_to(tensor, height, width)
+def pad_to_square(tensor: Tensor) -> tuple[Tensor, Padding]:
+    """Pads to a square, as training's canvas is one, whose side is a multiple of 4 (the generator halves twice).
+
+    Instance norm averages over the padding too: without it drawings are worse (docs/results.md). See `pad_to`.
+    """
+    side = -(-max(tensor.shape[-2:]) // 4) * 4
+    return pad_to(tensor, side, side)
 
 
 def crop_back(tensor: Tensor, padding: Padding) -> Tensor:

@@ -11,7 +11,7 @@ from fastsketch.training.images import (
     crop_back,
     fit_within,
     pad_to,
-    pad_to_multiple,
+    pad_to_square,
     picture_size,
     read_mask,
     read_photo,
@@ -209,13 +209,13 @@ def test_padding_refuses():
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 12), (13, 6), (250, 200)])
-def test_pad_to_multiple(height, width):
+def test_pad_to_square(height, width):
     image = torch.rand(3, height, width)
-    padded, padding = pad_to_multiple(image)
-    assert padded.shape[-2] % 4 == padded.shape[-1] % 4 == 0
-    assert padded.shape[-2] - height < 4
-    assert padded.shape[-1] - width < 4
+    padded, padding = pad_to_square(image)
+    side = padded.shape[-1]
+    assert padded.shape[-2] == side and side % 4 == 0 and 0 <= side - max(height, width) < 4
     assert torch.equal(crop_back(padded, padding), image)
+    assert torch.equal(padded, pad_to(image, side, side)[0])
 
 
 def test_save_image(tmp_path, rgb):
