@@ -27,5 +27,5 @@ class _Lines:
 def progress_bar(items: Iterable | None = None, **options: Any) -> tqdm:
     """A bar on stderr, over `items` or (None) moved by hand; `options` are tqdm's."""
     if not sys.stderr.isatty():
-        options.update(file=_Lines(sys.stderr), mininterval=LOG_INTERVAL, maxinterval=LOG_INTERVAL)
+        options.update(file=_Lines(sys.stderr), mininterval=LOG_INTERVAL, miniters=1)
     return tqdm(items, dynamic_ncols=True, **options)

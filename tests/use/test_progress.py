@@ -1,5 +1,7 @@
 """Progress in a log."""
 
+import time
+
 from fastsketch.progress import progress_bar
 
 
@@ -19,3 +21,17 @@ def test_the_last_state_is_written_however_short_it_was(capsys):
     list(progress_bar(range(3)))
     first, last = capsys.readouterr().err.splitlines()
     assert " 0/3 " in first and " 3/3 " in last
+
+
+def test_steps_that_become_slow_are_still_shown_in_time_and_once(capsys, monkeypatch):
+    """tqdm's own count of steps to wait for would go by the fast ones, and its monitor show a state once more."""
+    monkeypatch.setattr("fastsketch.progress.LOG_INTERVAL", 0.05)
+    with progress_bar(total=5003) as bar:
+        for _ in range(5000):
+            bar.update()
+        capsys.readouterr()
+        for _ in range(3):
+            time.sleep(0.06)
+            bar.update()
+        shown = [line.split("/5003")[0].split()[-1] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["5001", "5002", "5003"]
