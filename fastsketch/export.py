@@ -28,6 +28,7 @@ TOLERANCE = 1e-3
 """Largest difference allowed between the two runtimes, in a picture that spans [-1, 1]."""
 CHECKED = ((1, 64, 48), (2, 36, 100), (3, 8, 8))
 """(batch, height, width) at which every exported file is compared with PyTorch before it is written."""
+SIZES = "H and W are multiples of 4, at least 8; in training photos are padded to a square by their border pixels"
 RANGES = {"photo": "[B, 3, H, W] float32 in [-1, 1], RGB", "mask": "[B, 1, H, W] float32 in [0, 1], 1 = person"}
 
 
@@ -146,7 +147,7 @@ def _to_onnx(generator: ResnetGenerator) -> bytes:
         )
     model = program.model_proto
     model.producer_name, model.producer_version = "fastsketch", __version__
-    model.doc_string = "A pencil sketch of a face photo. H and W are multiples of 4, at least 8."
+    model.doc_string = f"A pencil sketch of a face photo. {SIZES}."
     for value in model.graph.input:
         value.doc_string = RANGES[value.name]
     model.graph.output[0].doc_string = f"[B, {generator.out_channels}, H, W] float32 in [-1, 1], 1 = white paper"
@@ -155,7 +156,7 @@ def _to_onnx(generator: ResnetGenerator) -> bytes:
         "torch": torch.__version__,
         "inputs": json.dumps({name: RANGES[name] for name in names}),
         "output": json.dumps({"sketch": model.graph.output[0].doc_string}),
-        "sizes": "H and W multiples of 4, at least 8",
+        "sizes": SIZES,
     }
     del model.metadata_props[:]
     for key, text in facts.items():

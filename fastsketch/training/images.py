@@ -266,7 +266,7 @@ def pad_to(tensor: Tensor, height: int, width: int) -> tuple[Tensor, Padding]:
 def pad_to_square(tensor: Tensor) -> tuple[Tensor, Padding]:
     """Pads to a square, as training's canvas is one, whose side is a multiple of 4 (the generator halves twice).
 
-    Instance norm averages over the padding too: without it drawings are worse (docs/results.md). See `pad_to`.
+    Instance norm averages over the padding too: without it LPIPS is worse (docs/results.md). See `pad_to`.
     """
     side = -(-max(tensor.shape[-2:]) // 4) * 4
     return pad_to(tensor, side, side)

@@ -46,7 +46,7 @@ def test_draws_what_pytorch_draws(runtime, lively, tmp_path, parts, inputs):
             assert np.abs(other - drawn).max() > 0.05  # the mask is read
     facts = session.get_modelmeta().custom_metadata_map
     assert list(json.loads(facts["inputs"])) == inputs and "[-1, 1]" in facts["output"]
-    assert facts["torch"] == torch.__version__ and "multiples of 4" in facts["sizes"]
+    assert facts["torch"] == torch.__version__ and "multiples of 4" in facts["sizes"] and "square" in facts["sizes"]
 
 
 def test_a_file_that_draws_otherwise_is_not_written(runtime, lively, tmp_path, monkeypatch):
