@@ -88,9 +88,9 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=7, help="side of the density's box mean, in map positions")
     arguments = parser.parse_args()
     generator = load_generator(arguments.run / "generator.safetensors")
-    size = load_settings(arguments.run / "settings.json").image_size
+    config = load_settings(arguments.run / "settings.json")
     pairs = find_pairs(arguments.data, "test")
-    data = SketchDataset(pairs, image_size=size, flip=False)
+    data = SketchDataset(pairs, image_size=config.image_size, canvas=config.canvas, flip=False)
     photo, sketch, mask = (torch.stack([item[name] for item in data]) for name in ("photo", "sketch", "mask"))
     features, _ = generator._encode(photo, mask if generator.mask_channel else None)
     grid = tuple(features.shape[2:])

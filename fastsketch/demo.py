@@ -60,8 +60,8 @@ def run_demo(out: Path, weights_dir: Path | None = None, config: TrainConfig | N
     config = replace(config, resume=(config.out / "checkpoint.pt").exists())
     trainer = Trainer(config, data)
     steps = config.total_epochs * len(trainer.dataset)
-    side = config.crop_size or config.image_size
-    print(f"[2/4] training the full method: {steps} steps at {side} pixels, width {config.width}")
+    high, wide = trainer.dataset.item_size
+    print(f"[2/4] training the full method: {steps} steps at {wide}×{high} pixels, width {config.width}")
     if not trainer.run():
         raise FastsketchError("the demo was interrupted and saved; call it again to go on")
 

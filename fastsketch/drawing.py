@@ -42,7 +42,7 @@ def draw(
 
     Args:
         generator: in eval mode, on the device to use.
-        photo: RGB, any size; padded to a square and cut back.
+        photo: RGB, any size; padded as in training and cut back.
         mask: mode L, the photo's size; needed by a generator with a mask channel.
         sampler: of the run's settings.
         seed: of the sampled points.

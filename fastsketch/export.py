@@ -28,7 +28,6 @@ TOLERANCE = 1e-3
 """Largest difference allowed between the two runtimes, in a picture that spans [-1, 1]."""
 CHECKED = ((1, 64, 48), (2, 36, 100), (3, 8, 8))
 """(batch, height, width) at which every exported file is compared with PyTorch before it is written."""
-SIZES = "H and W are multiples of 4, at least 8; in training photos are padded to a square by their border pixels"
 RANGES = {"photo": "[B, 3, H, W] float32 in [-1, 1], RGB", "mask": "[B, 1, H, W] float32 in [0, 1], 1 = person"}
 
 
@@ -103,6 +102,13 @@ def compare(content: bytes, generator: ResnetGenerator, sizes: tuple[tuple[int, 
     return worst
 
 
+def _sizes(generator: ResnetGenerator) -> str:
+    """What sizes its pictures may have, in words."""
+    height, width = generator.frame or (1, 1)
+    shape = "a square" if height == width else f"H:W = {height}:{width}"
+    return f"H and W are multiples of 4, at least 8; in training photos are padded to {shape} by their border pixels"
+
+
 def _inputs(generator: ResnetGenerator) -> tuple[str, ...]:
     return ("photo", "mask") if generator.mask_channel else ("photo",)
 
@@ -147,7 +153,8 @@ def _to_onnx(generator: ResnetGenerator) -> bytes:
         )
     model = program.model_proto
     model.producer_name, model.producer_version = "fastsketch", __version__
-    model.doc_string = f"A pencil sketch of a face photo. {SIZES}."
+    sizes = _sizes(generator)
+    model.doc_string = f"A pencil sketch of a face photo. {sizes}."
     for value in model.graph.input:
         value.doc_string = RANGES[value.name]
     model.graph.output[0].doc_string = f"[B, {generator.out_channels}, H, W] float32 in [-1, 1], 1 = white paper"
@@ -156,7 +163,8 @@ def _to_onnx(generator: ResnetGenerator) -> bytes:
         "torch": torch.__version__,
         "inputs": json.dumps({name: RANGES[name] for name in names}),
         "output": json.dumps({"sketch": model.graph.output[0].doc_string}),
-        "sizes": SIZES,
+        "sizes": sizes,
+        "frame": json.dumps(generator.frame or (1, 1)),
     }
     del model.metadata_props[:]
     for key, text in facts.items():

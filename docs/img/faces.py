@@ -23,8 +23,8 @@ FACES = (1, 4, 6)
 """Which of the test faces."""
 
 
-SIZE = 160, 160
-"""Of a map's picture, pixels: its points must be told apart."""
+SCALE = 2
+"""Of a map's picture: its points must be told apart."""
 
 
 @torch.no_grad()
@@ -36,6 +36,7 @@ def main(run: Path, data: Path, target: Path) -> None:
     dataset = SketchDataset(
         [pairs[number] for number in FACES],
         image_size=config.image_size,
+        canvas=config.canvas,
         sketch_channels=config.sketch_channels,
         masks=MaskSource("auto"),
         flip=False,
@@ -45,8 +46,9 @@ def main(run: Path, data: Path, target: Path) -> None:
     for item in (dataset[number] for number in range(len(dataset))):
         photo, mask = item["photo"][None], item["mask"][None]
         drawn, features = generator(photo, mask, return_features=True)
+        size = photo.shape[-1] * SCALE, photo.shape[-2] * SCALE
         sample = sampler(features.structure, mask, generator=torch.Generator().manual_seed(0))
-        points = draw_points(features.structure[0], sample.index[0], sample.region[0], SIZE)
+        points = draw_points(features.structure[0], sample.index[0], sample.region[0], size)
         tiles = [to_image(item["photo"]), points, to_image(drawn[0]), to_image(item["sketch"])]
         rows.append([tile.convert("RGB") for tile in tiles])
     save_image(tile_pictures(rows), target)

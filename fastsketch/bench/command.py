@@ -33,6 +33,8 @@ class Bench:
     """Of the training step: cut, or the full method with attention, mask, pixel and perceptual loss."""
     batches: tuple[int, ...] = (1,)
     """Of the training step: pictures a step."""
+    portraits: bool = False
+    """Of the training step: pictures of 4:5, on a tight canvas and on a square one."""
     rounds: int | None = None
     """Calls of each contender at least; default 30 (operators, 10 for scaling, 5 for a step)."""
     seconds: float = 5.0
@@ -87,7 +89,8 @@ def _step(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list
     raw: Times = {}
     failed: list[str] = []
     for captured, *what in itertools.product(ways, options.sizes, options.presets, options.batches):
-        recipe, name = step.recipe(*what, captured), step.case_name(*what, captured)
+        this = *what, options.portraits, captured
+        recipe, name = step.recipe(*this), step.case_name(*this)
         try:
             # A graph's memory is a pool of its own: what the allocator says of a call leaves it out.
             new, times, _ = measure_case(name, recipe, about, replace(effort, memory=effort.memory and not captured))

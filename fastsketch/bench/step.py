@@ -106,7 +106,13 @@ def _mask(config: TrainConfig, batch: dict[str, Tensor]) -> Tensor | None:
 
 
 def training_step(
-    side: int, device: torch.device, preset: str = "cut", batch: int = 1, width: int = 64, captured: bool = False
+    side: int,
+    device: torch.device,
+    preset: str = "cut",
+    batch: int = 1,
+    width: int = 64,
+    captured: bool = False,
+    portraits: bool = False,
 ) -> Case:
     """GAN and contrastive loss with identity; with the preset fsscl also attention, mask, pixel and perceptual loss.
 
@@ -114,18 +120,19 @@ def training_step(
     beside it. CUT's way is float32.
 
     Args:
-        side: of the square pictures.
+        side: of the pictures, or their canvas.
         device: where.
         preset: cut, or fsscl for the full method.
         batch: pictures a step.
         width: channels of the generator's first layer, as of the discriminator's.
         captured: ours in a CUDA graph, from its fourth call on.
+        portraits: pictures of 4:5, which ours takes on a tight canvas. All others have them padded to a square.
     """
     folder = tempfile.TemporaryDirectory(prefix="fastsketch-bench-")
     root = Path(folder.name)
-    data = write_faces(root / "faces", train=1, test=1, height=side, width=side)
+    data = write_faces(root / "faces", train=1, test=1, height=side, width=side * 4 // 5 if portraits else side)
     settings: dict[str, Any] = {"image_size": side, "sketch_channels": 3, "masks": "white"}
-    settings |= {"width": width, "discriminator_width": width, "num_patches": min(256, (side // 4) ** 2)}
+    settings |= {"width": width, "discriminator_width": width, "num_patches": min(256, (side // 4) ** 2 * 3 // 4)}
     settings |= {"batch_size": batch, "device": device.type, "pictures": 0, "perceptual_weights": "random"}
     settings |= {"cuda_graph": "on" if captured else "off"}
     config = TrainConfig(data="builtin", out=root / "run", **{"preset": preset, **PRESETS[preset], **settings})
@@ -135,30 +142,37 @@ def training_step(
     beside = None
     if device.type == "cpu" and has_bfloat16(device):
         beside = Trainer(replace(config, out=root / other, precision=other), data, quiet=True)
+    padded = Trainer(replace(config, out=root / "padded", canvas="square"), data, quiet=True) if portraits else None
     theirs = CutStep(trainer.translator)
+    tight = trainer.dataset.item_size
 
     def make() -> SimpleNamespace:
         images = {name: torch.rand(batch, 3, side, side, device=device) * 2 - 1 for name in ("photo", "sketch")}
         images["mask"] = torch.ones(batch, 1, side, side, device=device)
-        return SimpleNamespace(batch={**images, "index": torch.zeros(batch, dtype=torch.int64)})
+        index = {"index": torch.zeros(batch, dtype=torch.int64)}
+        cut = {name: image[..., : tight[0], : tight[1]].contiguous() for name, image in images.items()}
+        return SimpleNamespace(tight=cut | index, square=images | index)
 
-    contenders = {OURS: Contender(lambda inputs, _: trainer.train_step(inputs.batch))}
+    contenders = {OURS: Contender(lambda inputs, _: trainer.train_step(inputs.tight))}
     if beside is not None:
-        contenders[f"{OURS}, {other}"] = Contender(lambda inputs, _: beside.train_step(inputs.batch))
+        contenders[f"{OURS}, {other}"] = Contender(lambda inputs, _: beside.train_step(inputs.tight))
+    if padded is not None:
+        contenders[f"{OURS}, square canvas"] = Contender(lambda inputs, _: padded.train_step(inputs.square))
     return Case(
         make=make,
-        contenders=contenders | {CUT_WAY: Contender(lambda inputs, _: theirs.step(inputs.batch))},
-        check=lambda inputs: check_step(trainer, inputs.batch),
+        contenders=contenders | {CUT_WAY: Contender(lambda inputs, _: theirs.step(inputs.square))},
+        check=lambda inputs: check_step(trainer, inputs.tight),
         baseline=CUT_WAY,
     )
 
 
-def recipe(side: int, preset: str, batch: int = 1, captured: bool = False) -> Recipe:
+def recipe(side: int, preset: str, batch: int = 1, portraits: bool = False, captured: bool = False) -> Recipe:
     """The step at this size."""
-    arguments = {"side": side, "preset": preset, "batch": batch, "captured": captured}
-    return Recipe(training_step, arguments, {"side": 32, "width": 8})
+    arguments = {"side": side, "preset": preset, "batch": batch, "captured": captured, "portraits": portraits}
+    return Recipe(training_step, arguments, {"side": 40, "width": 8})
 
 
-def case_name(side: int, preset: str, batch: int = 1, captured: bool = False) -> str:
+def case_name(side: int, preset: str, batch: int = 1, portraits: bool = False, captured: bool = False) -> str:
     """The name of its rows."""
-    return f"training step, {preset}, {side}², B={batch}{', captured' if captured else ''}"
+    size = f"{side}×{side * 4 // 5}" if portraits else f"{side}²"
+    return f"training step, {preset}, {size}, B={batch}{', captured' if captured else ''}"

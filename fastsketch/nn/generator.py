@@ -84,6 +84,8 @@ class ResnetGenerator(nn.Module):
 
     Attributes:
         architecture: the arguments by name, tap_layers and gain aside: what a file of weights says of its generator.
+        frame: (height, width) in whose proportions photos are padded, as in its training (`SketchDataset.frame`); None:
+            a square. Kept in the file; it changes nothing here.
 
     Raises:
         ValueError: a number of channels below 1, too few blocks for the taps, taps that do not ascend, or none that
@@ -116,6 +118,7 @@ class ResnetGenerator(nn.Module):
             "mask_channel": mask_channel,
             "attention": attention,
         }
+        self.frame: tuple[int, int] | None = None
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.mask_channel = mask_channel
@@ -169,7 +172,7 @@ class ResnetGenerator(nn.Module):
         if image.shape[2] % 4 or image.shape[3] % 4 or min(image.shape[2:]) < 8:
             raise ValueError(
                 f"image sides must be multiples of 4, at least 8, got {image.shape[2]}×{image.shape[3]}; "
-                "fastsketch.training.images.pad_to_square pads"
+                "fastsketch.training.images.pad_to_frame pads"
             )
         if not self.mask_channel:
             return self.model[0](image.expand(-1, self.in_channels, -1, -1)), None

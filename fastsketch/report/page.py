@@ -25,7 +25,7 @@ PARTS = ("attention", "mask", "regions", "dynamic", "identity", "lambda_pixel", 
 NOT_COMPARED = {"out", "resume", "device", "workers", "log_every", "save_every", "pictures", "weights_dir", "data"}
 
 GROUPS = {
-    "Run": "preset data image_size crop_size sketch_channels unpaired masks seed device precision",
+    "Run": "preset data image_size canvas crop_size sketch_channels unpaired masks seed device precision",
     "Augmentation": "flip random_affine color_jitter augment_decay",
     "Networks": "width blocks discriminator_width projection_dim attention mask",
     "Patches": "num_patches regions dynamic num_regions density_window density_threshold density_boost multiplicity "

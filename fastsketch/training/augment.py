@@ -26,7 +26,7 @@ def _cubic_weights(device: torch.device) -> Tensor:
 
 
 class Place(NamedTuple):
-    """Where a square crop lies on its canvas."""
+    """Where a crop lies on its canvas."""
 
     top: int
     left: int
@@ -36,56 +36,57 @@ class Place(NamedTuple):
     (i, j), as (a, b, c, d, e, f)."""
 
 
-def draw_affine(random: np.random.Generator, strength: float, place: Place, side: int) -> Place:
+def draw_affine(random: np.random.Generator, strength: float, place: Place, size: tuple[int, int]) -> Place:
     """Turns, scales and shifts a crop about its own middle; as torchvision's RandomAffine, with one strength for all.
 
     Args:
         random: source of chance; four numbers are drawn.
-        strength: s in 0..0.5: scale from e⁻ˢ to eˢ, turn up to s radians, shift up to s times `side` each way.
+        strength: s in 0..0.5: scale from e⁻ˢ to eˢ, turn up to s radians, shift up to s times the crop's
+            height and width.
         place: of the crop, as yet without a matrix.
-        side: of the crop, in pixels.
+        size: (height, width) of the crop, in pixels.
     """
     log_scale, turn, down, right = random.uniform(-strength, strength, size=4)
     scale = math.exp(log_scale)
     cos, sin, way = scale * math.cos(turn), scale * math.sin(turn), -1.0 if place.mirrored else 1.0
-    middle = (side - 1) / 2
+    (height, width), (middle, centre) = size, ((side - 1) / 2 for side in size)
     rows, columns = (cos, -sin * way), (sin, cos * way)
-    row = place.top + middle + down * side - sum(rows) * middle
-    column = place.left + middle + right * side - sum(columns) * middle
+    row = place.top + middle + down * height - (rows[0] * middle + rows[1] * centre)
+    column = place.left + centre + right * width - (columns[0] * middle + columns[1] * centre)
     return place._replace(matrix=tuple(round(v * _ONE) for v in (*rows, row, *columns, column)))
 
 
-def warp(canvases: Tensor, matrices: Tensor, side: int) -> Tensor:
+def warp(canvases: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:
     """Bicubic samples at `Place.matrix`, to 1/256 of a pixel; beyond the canvas its border goes on.
 
     Bilinear ones would soften a sketch's strokes (docs/tuning.md).
 
     Args:
-        canvases: uint8 [B, C, S, S].
+        canvases: uint8 [B, C, H, W].
         matrices: int64 [B, 6], on the canvases' device.
-        side: of the crop, in pixels.
+        size: (h, w) of the crop, in pixels.
 
     Returns:
-        uint8 [B, C, side, side], the same to the last bit on every device.
+        uint8 [B, C, h, w], the same to the last bit on every device.
     """
-    channels, width = canvases.shape[1], canvases.shape[-1]
+    channels, height, width = canvases.shape[1:]
     pixels, table = canvases.flatten(2), _cubic_weights(canvases.device)
-    line, near = (torch.arange(*ends, device=canvases.device) for ends in ((side,), (-1, 3)))
+    line, column, near = (torch.arange(*ends, device=canvases.device) for ends in ((size[0],), (size[1],), (-1, 3)))
 
-    def four(of_row: Tensor, of_column: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-        """Index and weight [B, 4, side²] of the four pixels about each coordinate."""
-        at = (of_row * line[:, None] + (of_column * line + start)).flatten(1)
-        return ((at >> 16)[:, None] + near[:, None]).clamp(0, width - 1), table[at >> 8 & 255].movedim(-1, 1)
+    def four(of_row: Tensor, of_column: Tensor, start: Tensor, end: int) -> tuple[Tensor, Tensor]:
+        """Index and weight [B, 4, h·w] of the four pixels about each coordinate."""
+        at = (of_row * line[:, None] + (of_column * column + start)).flatten(1)
+        return ((at >> 16)[:, None] + near[:, None]).clamp(0, end - 1), table[at >> 8 & 255].movedim(-1, 1)
 
     a, b, c, d, e, f = matrices[:, :, None, None].unbind(1)
-    (rows, down), (columns, across) = four(a, b, c), four(d, e, f)
+    (rows, down), (columns, across) = four(a, b, c, height), four(d, e, f, width)
     mixed = torch.zeros((), dtype=torch.int32, device=canvases.device)
     for row, weight in zip(rows.unbind(1), down.unbind(1), strict=True):
         places = (row[:, None] * width + columns).flatten(1)[:, None].expand(-1, channels, -1)
         values = pixels.gather(2, places).unflatten(2, (4, -1))
         mixed = mixed + (values * across[:, None]).sum(2, dtype=torch.int32) * weight[:, None]
     mixed = mixed + (_WEIGHT**2 >> 1) >> 20
-    return mixed.clamp(0, 255).to(torch.uint8).unflatten(2, (side, side))
+    return mixed.clamp(0, 255).to(torch.uint8).unflatten(2, size)
 
 
 def draw_tones(random: np.random.Generator, strength: float) -> np.ndarray:

@@ -67,7 +67,7 @@ class Training:
     """How far a saved generator was trained, and on what.
 
     Attributes:
-        image_size: side of the canvas, in pixels.
+        image_size: side of the square that pictures were scaled down to fit in, in pixels.
         step: steps taken.
         epoch: whole epochs.
         masks: `TrainConfig.mask_method`; None in files of before this was kept.
@@ -80,7 +80,7 @@ class Training:
 
 
 def save_generator(path: Path, generator: ResnetGenerator, training: Training | None = None) -> None:
-    """The generator alone as safetensors, its architecture and its training beside the weights.
+    """The generator alone as safetensors, its architecture, frame and training beside the weights.
 
     Args:
         path: the file.
@@ -95,6 +95,8 @@ def save_generator(path: Path, generator: ResnetGenerator, training: Training | 
         raise ValueError(f"generator must have the tap_layers {TAP_LAYERS} to be saved, got {generator.tap_layers}")
     tensors = {name: value.detach().cpu().contiguous() for name, value in generator.state_dict().items()}
     about = dict(generator.architecture)
+    if generator.frame is not None:
+        about["frame"] = list(generator.frame)
     if training is not None:
         about["training"] = asdict(training)
     metadata = {"fastsketch": json.dumps(about)}  # one entry: safetensors writes several in any order
@@ -113,12 +115,21 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> ResnetGene
         with safe_open(path, framework="pt", device=str(device)) as file:
             about = json.loads((file.metadata() or {})["fastsketch"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        generator = ResnetGenerator(**{name: about[name] for name in about if name != "training"})
+        about.pop("training", None)
+        frame = about.pop("frame", None)
+        generator = ResnetGenerator(**about)
+        generator.frame = None if frame is None else _checked_frame(frame)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise FastsketchError(f"{path}: not a generator saved by fastsketch ({error})") from error
     load_weights(generator, state, str(path))
     use_winograd(generator, torch.device(device).type == "cpu" and winograd_is_available())
     return generator.to(device).eval()
+
+
+def _checked_frame(frame: Any) -> tuple[int, int]:
+    if not (isinstance(frame, list) and len(frame) == 2 and all(isinstance(s, int) and s > 0 for s in frame)):
+        raise ValueError(f"its frame must be two sides in pixels, is {frame!r}")
+    return frame[0], frame[1]
 
 
 def read_training(path: Path) -> Training | None:

@@ -10,6 +10,7 @@ from fastsketch.functional import Negatives
 from fastsketch.nn.losses import PerceptualDistance
 from fastsketch.reference.sampling import MAX_BOOST, MAX_REGIONS
 from fastsketch.training.augment import MAX_AFFINE, MAX_JITTER
+from fastsketch.training.canvas import Canvas
 from fastsketch.training.mask_methods import MaskMethod
 
 Preset = Literal["cut", "fastcut", "fsscl"]
@@ -74,9 +75,11 @@ class TrainConfig:
     """Begin with the networks of this run, or the generator of a generator.safetensors; None: with random weights."""
 
     image_size: int = 256
-    """Side of the square canvas that a photo is padded to (larger photos are scaled down), in pixels."""
+    """Side of the square that larger photos are scaled down to fit in, in pixels."""
+    canvas: Canvas = "tight"
+    """What pictures are padded to: that square, or (tight) the smallest rectangle that holds all of them [D]."""
     crop_size: int | None = None
-    """Side of a random crop of the canvas to train on; None: the whole canvas."""
+    """Side of a random crop of the canvas (no longer than the canvas) to train on; None: the whole canvas."""
     sketch_channels: int = 1
     """1: grey sketches; 3: colour."""
     unpaired: bool = False
@@ -265,7 +268,8 @@ class TrainConfig:
             if unknown := sorted(set(values) - known):
                 raise FastsketchError(f"{source}: unknown settings {', '.join(unknown)}")
             values["out"] = Path(values["out"])
-            values = {"perceptual_distance": "l1", "init_gain": 0.02} | values  # runs of before there was a choice
+            before = {"perceptual_distance": "l1", "init_gain": 0.02, "canvas": "square"}  # when there was no choice
+            values = before | values
             values["betas"] = tuple(values.get("betas", (0.5, 0.999)))
             for name in ("weights_dir", "init_from"):
                 if values.get(name) is not None:

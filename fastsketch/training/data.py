@@ -5,18 +5,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import functional as TF
 
 from fastsketch.errors import FastsketchError
 from fastsketch.training.augment import MAX_AFFINE, MAX_JITTER, Place, change_tones, draw_affine, draw_tones, warp
-from fastsketch.training.images import fit_within, header_size, pad_to, picture_size, read_photo, read_sketch
+from fastsketch.training.canvas import Canvas, frame_of, tight_canvas
+from fastsketch.training.images import (
+    fit_within,
+    header_size,
+    pad_to,
+    picture_size,
+    read_photo,
+    read_sketch,
+    size_within,
+)
 from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import OVERALL, Pair, name_some
 
@@ -35,20 +43,22 @@ class Drawn(NamedTuple):
 
 
 class SketchDataset(Dataset):
-    """Photos, sketches and masks on square canvases, the same whatever the number of workers.
+    """Photos, sketches and masks on canvases of one size, the same whatever the number of workers.
 
-    An item is a dict of `photo` [3, S, S] and `sketch` [C, S, S] in [-1, 1], `mask` [1, S, S] in [0, 1] (float32)
-    and `index` (int64 scalar), S = `crop_size` or `image_size`. Unpaired items also have `sketch_mask` [1, S, S]:
-    the mask of the photo the drawn sketch belongs to, or ones where no photo is known for it.
+    An item is a dict of `photo` [3, H, W] and `sketch` [C, H, W] in [-1, 1], `mask` [1, H, W] in [0, 1] (float32)
+    and `index` (int64 scalar), (H, W) = `item_size`. Unpaired items also have `sketch_mask` [1, H, W]: the mask of the
+    photo the drawn sketch belongs to, or ones where no photo is known for it.
 
     Crop, flip, augmentation and the unpaired choice depend on (seed, epoch, index) alone, so a resumed run sees the
     same items.
 
     Args:
         pairs: what `find_pairs` gives.
-        image_size: side of the canvas. A larger picture is first scaled down (antialiased, aspect kept), then it is
-            padded by its border pixels, centred; nothing is ever enlarged or squeezed.
-        crop_size: side of a random crop of the canvas; None takes it whole.
+        image_size: a larger picture is first scaled down (antialiased, aspect kept) to fit in a square of this side,
+            then it is padded by its border pixels, centred; nothing is ever enlarged or squeezed.
+        canvas: what it is padded to: that square, or (tight) the smallest rectangle that holds all pictures, its sides
+            multiples of 4 and at least 32.
+        crop_size: side of a random crop of the canvas, no longer than its sides; None takes it whole.
         sketch_channels: 1 (grey) or 3.
         masks: how a photo's mask is had; default `MaskSource("auto")`.
         flip: mirror half of the items.
@@ -72,6 +82,7 @@ class SketchDataset(Dataset):
         pairs: Sequence[Pair],
         *,
         image_size: int = 256,
+        canvas: Canvas = "tight",
         crop_size: int | None = None,
         sketch_channels: int = 1,
         masks: MaskSource | None = None,
@@ -88,6 +99,8 @@ class SketchDataset(Dataset):
             raise ValueError("pairs must not be empty")
         if image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {image_size}")
+        if canvas not in get_args(Canvas):
+            raise ValueError(f"canvas must be one of {', '.join(get_args(Canvas))}, got {canvas!r}")
         if crop_size is not None and not 1 <= crop_size <= image_size:
             raise ValueError(f"crop_size must lie in 1..image_size ({image_size}), got {crop_size}")
         if not 0 <= random_affine <= MAX_AFFINE:
@@ -104,7 +117,6 @@ class SketchDataset(Dataset):
             raise ValueError(f"seed must not be negative, got {seed}")
         self.pairs = list(pairs)
         self.image_size = image_size
-        self.crop_size = crop_size or image_size
         self.sketch_channels = sketch_channels
         self.masks = MaskSource("auto") if masks is None else masks
         self.flip = flip
@@ -126,6 +138,12 @@ class SketchDataset(Dataset):
         # In shared memory, so that persistent workers see the epoch that the main process sets.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._check_sizes()
+        self.frame = self._measure() if canvas == "tight" else (image_size, image_size)
+        """(height, width) of the rectangle that holds all pictures once scaled; of a square canvas its own."""
+        self.canvas_size = tight_canvas(self.frame) if canvas == "tight" else self.frame
+        """(height, width) of what they are padded to."""
+        self.item_size = self.canvas_size if crop_size is None else tuple(min(crop_size, s) for s in self.canvas_size)
+        """(height, width) of the items."""
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -198,16 +216,16 @@ class SketchDataset(Dataset):
         return item
 
     def canvases(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All of them, uint8: photos [N, 3, S, S], masks [N, 1, S, S], `drawings` [M, C, S, S]; S = `image_size`."""
+        """All of them, uint8: photos [N, 3, H, W], masks [N, 1, H, W], `drawings` [M, C, H, W]; `canvas_size`."""
         photos = torch.stack([self._canvas("photo", pair.photo)[0] for pair in self.pairs])
         masks = torch.stack([self._mask_canvas(pair) for pair in self.pairs])
         return photos, masks, torch.stack([self._sketch_canvas(i) for i in range(len(self.drawings))])
 
     def mask_of_drawing(self, number: int) -> Tensor:
-        """The canvas of the mask of one of `drawings`, uint8 [1, S, S]; where its photo is not known, all is person."""
+        """The canvas of the mask of one of `drawings`, uint8 [1, H, W]; where its photo is not known, all is person."""
         owner = self._owners.get(self.drawings[number])
         if owner is None:
-            return torch.full((1, self.image_size, self.image_size), 255, dtype=torch.uint8)
+            return torch.full((1, *self.canvas_size), 255, dtype=torch.uint8)
         return self._mask_canvas(owner)
 
     def _check_sizes(self) -> None:
@@ -237,23 +255,28 @@ class SketchDataset(Dataset):
         if reasons:
             raise FastsketchError("; ".join(reasons))
 
+    def _measure(self) -> tuple[int, int]:
+        """The frame of all pictures, scaled."""
+        pictures = {pair.photo for pair in self.pairs} | set(self.drawings)
+        return frame_of(size_within(header_size(path), self.image_size) for path in pictures)
+
     def _draw_place(self, random: np.random.Generator) -> Place:
-        room = self.image_size - self.crop_size
-        top, left = random.integers(0, room + 1, size=2)
+        room = [canvas - item for canvas, item in zip(self.canvas_size, self.item_size, strict=True)]
+        top, left = (random.integers(0, most + 1) for most in room)
         mirrored = random.random() < 0.5
         place = Place(int(top), int(left), bool(mirrored and self.flip))
         affine = self._strength(self.random_affine)
-        return draw_affine(random, affine, place, self.crop_size) if affine else place
+        return draw_affine(random, affine, place, self.item_size) if affine else place
 
     def _draw_sketch(self, random: np.random.Generator, own: Path | None) -> int:
         others = [i for i, path in enumerate(self.sketches) if path != own] or list(range(len(self.sketches)))
         return others[int(random.integers(len(others)))]
 
     def _crop(self, canvas: Tensor, place: Place) -> Tensor:
-        side = self.crop_size
+        height, width = self.item_size
         if place.matrix:
-            return warp(canvas[None], torch.tensor([place.matrix]), side)[0]
-        crop = canvas[:, place.top : place.top + side, place.left : place.left + side]
+            return warp(canvas[None], torch.tensor([place.matrix]), self.item_size)[0]
+        crop = canvas[:, place.top : place.top + height, place.left : place.left + width]
         return crop.flip(-1) if place.mirrored else crop
 
     def _sketch_canvas(self, number: int) -> Tensor:
@@ -274,7 +297,7 @@ class SketchDataset(Dataset):
         return self._canvas("mask", pair.photo, given=pair.mask)[0]
 
     def _canvas(self, kind: str, path: Path, *, given: Path | None = None) -> tuple[Tensor, tuple[int, int]]:
-        """The uint8 canvas [C, image_size, image_size] and the picture's own (width, height)."""
+        """The uint8 canvas [C, H, W] and the picture's own (width, height)."""
         key = (kind, path)
         if self._cache is not None and key in self._cache:
             return self._cache[key]
@@ -284,14 +307,16 @@ class SketchDataset(Dataset):
             image = read_sketch(path, self.sketch_channels)
         else:
             image = self.masks(read_photo(path), given=given, name=str(path))
-        entry = self._place_on_canvas(image, mask=kind == "mask"), image.size
+        scaled = fit_within(image, self.image_size, mask=kind == "mask")
+        if scaled.height > self.canvas_size[0] or scaled.width > self.canvas_size[1]:
+            raise FastsketchError(
+                f"{path}: {image.width}x{image.height} does not fit the canvas that its file's first bytes "
+                "gave it: save it anew, upright, or use a square canvas"
+            )
+        entry = pad_to(TF.pil_to_tensor(scaled), *self.canvas_size)[0], image.size
         if self._cache is not None:
             self._cache[key] = entry
         return entry
-
-    def _place_on_canvas(self, image: Image.Image, *, mask: bool) -> Tensor:
-        side = self.image_size
-        return pad_to(TF.pil_to_tensor(fit_within(image, side, mask=mask)), side, side)[0]
 
 
 def _signed(pixels: Tensor) -> Tensor:

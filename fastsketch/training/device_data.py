@@ -1,5 +1,6 @@
 """A data set whose canvases lie on the device, where they are also cut and augmented."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,7 +46,7 @@ class DeviceDataset:
     def size(dataset: SketchDataset) -> int:
         """Bytes it would take."""
         of_sketch = dataset.sketch_channels + dataset.unpaired
-        return ((3 + 1) * len(dataset) + of_sketch * len(dataset.drawings)) * dataset.image_size**2
+        return ((3 + 1) * len(dataset) + of_sketch * len(dataset.drawings)) * math.prod(dataset.canvas_size)
 
     @classmethod
     def fits(cls, dataset: SketchDataset, device: torch.device) -> bool:
@@ -73,16 +74,16 @@ class DeviceDataset:
         return batch
 
     def _cut(self, canvases: Tensor, which: Tensor, places: Sequence[Place]) -> Tensor:
-        """Crops of the canvases [N, C, S, S] of these indices [B], each in its place: uint8 [B, C, side, side]."""
-        side = self.dataset.crop_size
+        """Crops of the canvases [N, C, H, W] of these indices [B], each in its place: uint8 [B, C, h, w]."""
+        height, width = self.dataset.item_size
         if places[0].matrix:
             matrices = torch.tensor([place.matrix for place in places]).to(self.device, non_blocking=True)
-            return warp(canvases[which], matrices, side)
-        line = np.arange(side)
-        rows = np.array([place.top + line for place in places])
-        columns = np.array([place.left + (line[::-1] if place.mirrored else line) for place in places])
-        both = torch.from_numpy(np.stack((rows, columns))).to(self.device, non_blocking=True)
-        rows, columns = both[0, :, :, None], both[1, :, None, :]
-        crops = canvases[which[:, None, None], :, rows, columns].permute(0, 3, 1, 2)  # of [B, side, side, C]
+            return warp(canvases[which], matrices, (height, width))
+        down, across = np.arange(height), np.arange(width)
+        rows = np.array([place.top + down for place in places])
+        columns = np.array([place.left + (across[::-1] if place.mirrored else across) for place in places])
+        both = torch.from_numpy(np.concatenate((rows, columns), 1)).to(self.device, non_blocking=True)
+        rows, columns = both[:, :height, None], both[:, None, height:]
+        crops = canvases[which[:, None, None], :, rows, columns].permute(0, 3, 1, 2)  # of [B, h, w, C]
         # The layout of the data set's items: convolutions go by the strides.
         return crops.contiguous()

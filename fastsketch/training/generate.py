@@ -20,7 +20,7 @@ from fastsketch.training.images import (
     is_drawing,
     list_folder,
     list_images,
-    pad_to_square,
+    pad_to_frame,
     read_photo,
     save_drawing,
     to_image,
@@ -58,7 +58,7 @@ def read_for_drawing(
 def to_inputs(
     generator: ResnetGenerator, photo: Image.Image, mask: Image.Image | None
 ) -> tuple[Tensor, Tensor | None, Padding]:
-    """What a generator reads of one photo, on its device, padded to a square (`pad_to_square`).
+    """What a generator reads of one photo, on its device, padded as in its training (`pad_to_frame`).
 
     Args:
         generator: on the device to use.
@@ -72,12 +72,13 @@ def to_inputs(
         ValueError: no mask for a generator with a mask channel.
     """
     device = next(generator.parameters()).device
-    x, padding = pad_to_square(to_signed_tensor(photo)[None])
+    x, padding = pad_to_frame(to_signed_tensor(photo)[None], generator.frame)
     if not generator.mask_channel:
         return x.to(device), None, padding
     if mask is None:
         raise ValueError("mask must be given: the generator has a mask channel")
-    return x.to(device), pad_to_square(TF.to_tensor(mask)[None])[0].to(device), padding
+    m, _ = pad_to_frame(TF.to_tensor(mask)[None], generator.frame)
+    return x.to(device), m.to(device), padding
 
 
 @torch.inference_mode()
@@ -86,7 +87,7 @@ def draw_sketch(generator: ResnetGenerator, photo: Image.Image, mask: Image.Imag
 
     Args:
         generator: in eval mode, on the device to use.
-        photo: RGB, any size; padded to a square and cut back.
+        photo: RGB, any size; padded as in training and cut back.
         mask: mode L, the photo's size; needed by a generator with a mask channel.
 
     Returns:

@@ -21,6 +21,7 @@ from torchvision.transforms import functional as TF
 
 from fastsketch.errors import FastsketchError
 from fastsketch.files import written_whole
+from fastsketch.training.canvas import in_proportion
 
 SMALLEST = 8
 """Pixels a side that a photo needs at least, to be drawn or to have a mask made."""
@@ -263,13 +264,16 @@ def pad_to(tensor: Tensor, height: int, width: int) -> tuple[Tensor, Padding]:
     return TF.pad(tensor, padding, padding_mode="edge").contiguous(), padding
 
 
-def pad_to_square(tensor: Tensor) -> tuple[Tensor, Padding]:
-    """Pads to a square, as training's canvas is one, whose side is a multiple of 4 (the generator halves twice).
+def pad_to_frame(tensor: Tensor, frame: tuple[int, int] | None) -> tuple[Tensor, Padding]:
+    """Pads to the proportions of training's canvas (`in_proportion`). See `pad_to`.
 
-    Instance norm averages over the padding too: without it LPIPS is worse (docs/results.md). See `pad_to`.
+    Instance norm averages over the padding too: a drawing needs as much of it as training had (docs/results.md).
+
+    Args:
+        tensor: [C, H, W] or [B, C, H, W], uint8 or float.
+        frame: (height, width) of `SketchDataset.frame`; None: a square.
     """
-    side = -(-max(tensor.shape[-2:]) // 4) * 4
-    return pad_to(tensor, side, side)
+    return pad_to(tensor, *in_proportion(tuple(tensor.shape[-2:]), frame))
 
 
 def crop_back(tensor: Tensor, padding: Padding) -> Tensor:

@@ -42,8 +42,7 @@ def save_picture_grid(translator: Translator, examples: list[dict[str, Tensor]],
         structure = features.structure_or_zeros
         rng = torch.Generator(device).manual_seed(seed)
         sample = translator.sampler(structure, masks, generator=rng)
-        side = max(photo.shape[-1], SMALLEST_TILE)
-        points = draw_points(structure[0], sample.index[0], sample.region[0], (side, side))
+        points = draw_points(structure[0], sample.index[0], sample.region[0], _tile_size(*photo.shape[:-3:-1]))
         tiles = [to_image(example["photo"]), points, to_image(drawn[0]), to_image(example["sketch"])]
         rows.append([tile.convert("RGB") for tile in tiles])
     translator.train(training)
@@ -72,14 +71,21 @@ def draw_points(structure: Tensor, index: Tensor, region: Tensor, size: tuple[in
     return picture
 
 
+def _tile_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) of a tile, the longer side `SMALLEST_TILE` at least."""
+    scale = max(1.0, SMALLEST_TILE / max(width, height))
+    return round(width * scale), round(height * scale)
+
+
 def tile_pictures(rows: list[list[Image.Image]], gap: int = 4) -> Image.Image:
-    """Pictures side by side, row below row, on white."""
-    side = max(SMALLEST_TILE, *(tile.width for row in rows for tile in row))
-    sheet = Image.new("RGB", (len(rows[0]) * (side + gap) - gap, len(rows) * (side + gap) - gap), "white")
+    """Pictures of one shape side by side, row below row, on white."""
+    size = max(_tile_size(*tile.size) for row in rows for tile in row)
+    width, height = (side + gap for side in size)
+    sheet = Image.new("RGB", (len(rows[0]) * width - gap, len(rows) * height - gap), "white")
     for j, row in enumerate(rows):
         for i, tile in enumerate(row):
-            fitted = tile if tile.width == side else tile.resize((side, side), Image.Resampling.BICUBIC)
-            sheet.paste(fitted, (i * (side + gap), j * (side + gap)))
+            fitted = tile if tile.size == size else tile.resize(size, Image.Resampling.BICUBIC)
+            sheet.paste(fitted, (i * width, j * height))
     return sheet
 
 

@@ -56,6 +56,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def _check_patches(config: TrainConfig, size: tuple[int, int]) -> None:
+    """Refuse more patches than the map of the pictures has positions; the settings know that of a square alone."""
+    height, width = (side // 4 for side in size)
+    if config.lambda_nce and config.num_patches > height * width:
+        raise FastsketchError(
+            f"num_patches must be at most {height * width}, the positions of the {width}×{height} map of these "
+            f"pictures, {size[1]}×{size[0]} pixels as they are padded, got {config.num_patches}; or add --canvas square"
+        )
+
+
 class Trainer:
     """One training run in one folder.
 
@@ -88,11 +98,13 @@ class Trainer:
         self.config = config = replace(config, precision=self.speed.precision_name)  # what is saved with the run
         self.quiet = quiet or not self.world.writes
         self.dataset = self._dataset(data)
+        _check_patches(config, self.dataset.item_size)
         self.batches = Batches(self.dataset, config, self.device, self.speed.data_on_device, self.world)
         self.examples = self._examples(data) if self.world.writes else []
 
         torch.manual_seed(config.seed)
         self.translator = Translator(config).to(self.device)
+        self.translator.generator.frame = self.dataset.frame
         self.update = TrainingStep(self.translator, config, self.speed, self.world)
         self.call = GraphedStep(self.update, self.update.rng) if self.speed.cuda_graph else self.update
         self.step = self.epoch = self.seen = 0
@@ -123,6 +135,7 @@ class Trainer:
         return SketchDataset(
             find_pairs(data, "train", unpaired=config.unpaired),
             image_size=config.image_size,
+            canvas=config.canvas,
             crop_size=config.crop_size,
             sketch_channels=config.sketch_channels,
             masks=self._mask_source(),
@@ -150,6 +163,7 @@ class Trainer:
         whole = SketchDataset(
             chosen,
             image_size=self.config.image_size,
+            canvas=self.config.canvas,
             sketch_channels=self.config.sketch_channels,
             masks=self._mask_source(),
             flip=False,

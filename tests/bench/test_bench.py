@@ -147,12 +147,15 @@ def test_rows_are_kept_merged_and_read_back(tmp_path):
         record.read(path)
 
 
-@pytest.mark.parametrize("preset", ["cut", "fsscl"])
-def test_a_step_is_the_same_step_both_ways(preset):
+@pytest.mark.parametrize(("preset", "portraits"), [("cut", False), ("fsscl", False), ("fsscl", True)])
+def test_a_step_is_the_same_step_both_ways(preset, portraits):
     """All losses, and the generator's gradient, of the trainer's step and of CUT's, at the same positions."""
-    case = step.training_step(32, torch.device("cpu"), preset, batch=2, width=8)
+    case = step.training_step(40, torch.device("cpu"), preset, batch=2, width=8, portraits=portraits)
     torch.manual_seed(0)
     inputs = case.make()
+    assert inputs.tight["photo"].shape == (2, 3, 40, 32 if portraits else 40)
+    assert inputs.square["photo"].shape == (2, 3, 40, 40)
+    assert ("fastsketch, square canvas" in case.contenders) == portraits
     case.check(inputs)
     for contender in case.contenders.values():
         losses = contender.run(inputs, None)
@@ -173,7 +176,8 @@ def test_on_a_gpu_steps_are_measured_captured_too(monkeypatch):
     assert asked == [(name, False, True, 5) for name in names] + [(f"{n}, captured", True, False, 5) for n in names]
     asked.clear()
     command._step(command.Bench(presets=("cut",)), {})
-    assert asked == [("training step, cut, 128², B=1", False, True, 3)]
+    command._step(command.Bench(presets=("cut",), portraits=True), {})
+    assert asked == [(f"training step, cut, {size}, B=1", False, True, 3) for size in ("128²", "128×102")]
     with pytest.raises(FastsketchError, match="cuda_graph is on, but the device is cpu"):
         step.training_step(32, torch.device("cpu"), width=8, captured=True)
 

@@ -15,25 +15,25 @@ from fastsketch.training.masks import MaskSource
 from fastsketch.training.pairs import find_pairs
 from fastsketch.training.trainer import Trainer
 
-SIDE, CANVAS = 24, 32
+SIZE, CANVAS = (24, 18), (32, 28)
 
 
 @pytest.fixture
 def canvases():
-    return torch.randint(0, 256, (2, 3, CANVAS, CANVAS), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(0, 256, (2, 3, *CANVAS), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def places(strength, count, top=3, left=5):
     random = np.random.default_rng(1)
     for number in range(count):
-        yield draw_affine(random, strength, Place(top, left, number % 2 == 1), SIDE)
+        yield draw_affine(random, strength, Place(top, left, number % 2 == 1), SIZE)
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_without_strength_it_is_the_plain_crop(canvases, mirrored):
-    place = draw_affine(np.random.default_rng(0), 0.0, Place(3, 5, mirrored), SIDE)
-    crop = canvases[:, :, 3 : 3 + SIDE, 5 : 5 + SIDE]
-    got = warp(canvases, torch.tensor([place.matrix] * 2), SIDE)
+    place = draw_affine(np.random.default_rng(0), 0.0, Place(3, 5, mirrored), SIZE)
+    crop = canvases[:, :, 3:27, 5:23]
+    got = warp(canvases, torch.tensor([place.matrix] * 2), SIZE)
     assert torch.equal(got, crop.flip(-1) if mirrored else crop)
     assert got.is_contiguous()
 
@@ -46,29 +46,30 @@ def keys(x):
 
 def test_is_cubic_sampling_with_the_border_going_on():
     """Of smooth pictures, whose steps from pixel to pixel bound what coordinates of 1/256 pixel may change."""
-    line = torch.linspace(0, 3, CANVAS)
-    smooth = (127 + 60 * torch.sin(line[:, None] + 1) + 60 * torch.cos(2 * line)).to(torch.uint8)
-    wide = np.pad(smooth.numpy().astype(float), CANVAS, mode="edge")
-    i, j = np.mgrid[:SIDE, :SIDE]
+    down, across = (torch.linspace(0, 3, side) for side in CANVAS)
+    smooth = (127 + 60 * torch.sin(down[:, None] + 1) + 60 * torch.cos(2 * across)).to(torch.uint8)
+    margin = max(CANVAS)
+    wide = np.pad(smooth.numpy().astype(float), margin, mode="edge")
+    i, j = np.mgrid[: SIZE[0], : SIZE[1]]
     beyond = 0
     for place in places(0.3, 20):
         a, b, c, d, e, f = (value / 65536 for value in place.matrix)
         row, column = a * i + b * j + c, d * i + e * j + f
-        beyond += int((row < 0).sum() + (column > CANVAS - 1).sum())
-        want = np.zeros((SIDE, SIDE))
+        beyond += int((row < 0).sum() + (column > CANVAS[1] - 1).sum())
+        want = np.zeros(SIZE)
         for k in range(-1, 3):
             for m in range(-1, 3):
                 y, x = np.floor(row).astype(int) + k, np.floor(column).astype(int) + m
-                want += keys(row - y) * keys(column - x) * wide[y + CANVAS, x + CANVAS]
-        got = warp(smooth[None, None], torch.tensor([place.matrix]), SIDE)[0, 0].numpy()
+                want += keys(row - y) * keys(column - x) * wide[y + margin, x + margin]
+        got = warp(smooth[None, None], torch.tensor([place.matrix]), SIZE)[0, 0].numpy()
         assert np.abs(got - want).max() < 0.75  # ½ by rounding to whole values
     assert beyond > 100  # so that the border was needed
 
 
 def test_black_beside_white_stays_within_its_range():
     """A cubic overshoots there."""
-    stripes = torch.tensor([0, 0, 255, 255], dtype=torch.uint8).repeat(CANVAS, CANVAS // 4)[None, None]
-    half = warp(stripes, torch.tensor([[65536, 0, 0, 0, 65536, 32768]]), SIDE)[0, 0, 0, :8]
+    stripes = torch.tensor([0, 0, 255, 255], dtype=torch.uint8).repeat(CANVAS[0], CANVAS[1] // 4)[None, None]
+    half = warp(stripes, torch.tensor([[65536, 0, 0, 0, 65536, 32768]]), SIZE)[0, 0, 0, :8]
     assert half.tolist() == [0, 128, 255, 128, 0, 128, 255, 128]
 
 
@@ -78,13 +79,13 @@ def test_turns_scales_and_shifts_about_the_middle_within_its_strength():
         a, b, c, d, e, f = (value / 65536 for value in place.matrix)
         way = -1 if place.mirrored else 1
         assert math.isclose(a, e * way, abs_tol=1e-4) and math.isclose(d, -b * way, abs_tol=1e-4)  # no shear
-        middle = (SIDE - 1) / 2
+        middle, centre = ((side - 1) / 2 for side in SIZE)
         seen.append(
             (
                 math.log(math.hypot(a, d)),
                 math.atan2(d, a),
-                ((a + b) * middle + c - middle - 3) / SIDE,
-                ((d + e) * middle + f - middle - 5) / SIDE,
+                (a * middle + b * centre + c - middle - 3) / SIZE[0],
+                (d * middle + e * centre + f - centre - 5) / SIZE[1],
             )
         )
     most, least = np.max(seen, axis=0), np.min(seen, axis=0)
@@ -94,9 +95,9 @@ def test_turns_scales_and_shifts_about_the_middle_within_its_strength():
 
 def test_each_picture_has_its_own_matrix(canvases):
     both = [place.matrix for place in places(0.2, 2)]
-    together = warp(canvases, torch.tensor(both), SIDE)
+    together = warp(canvases, torch.tensor(both), SIZE)
     for got, canvas, matrix in zip(together, canvases, both, strict=True):
-        assert torch.equal(got, warp(canvas[None], torch.tensor([matrix]), SIDE)[0])
+        assert torch.equal(got, warp(canvas[None], torch.tensor([matrix]), SIZE)[0])
 
 
 def test_tones_never_fall_and_differ_from_channel_to_channel(canvases):
@@ -158,7 +159,7 @@ def test_photo_mask_and_sketch_of_a_pair_move_together(data):
 
 def test_items_without_augmentation_are_those_of_before(data):
     """The same numbers of chance: a run of before there was a choice goes on with the same pictures."""
-    dataset = SketchDataset(find_pairs(data, "train"), image_size=40, crop_size=32, seed=3)
+    dataset = SketchDataset(find_pairs(data, "train"), image_size=40, canvas="square", crop_size=32, seed=3)
     random = np.random.default_rng([3, 0, 2, 1])
     top, left = random.integers(0, 9, size=2)
     dataset.set_epoch(2)

@@ -14,7 +14,8 @@ NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
-@pytest.mark.parametrize("crop_size", [None, 32, 24])
+@pytest.mark.parametrize("canvas", ["square", "tight"])
+@pytest.mark.parametrize("crop_size", [None, 36])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("unpaired", [False, True])
 @pytest.mark.parametrize(
@@ -26,13 +27,14 @@ NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
         {"random_affine": 0.1, "color_jitter": 0.3, "augment_epochs": 3},
     ],
 )
-def test_same_batches_as_the_data_set(data, device, crop_size, channels, unpaired, augmentation):
+def test_same_batches_as_the_data_set(data, device, canvas, crop_size, channels, unpaired, augmentation):
     sketches = find_sketches(data, "train")
     if unpaired:  # one whose photo is not known
         sketches = [*sketches, data / "blobs/test/sketches/100.png"]
     dataset = SketchDataset(
         find_pairs(data, "train", unpaired=unpaired),
         image_size=40,
+        canvas=canvas,
         crop_size=crop_size,
         sketch_channels=channels,
         unpaired=unpaired,
@@ -56,9 +58,10 @@ def test_same_batches_as_the_data_set(data, device, crop_size, channels, unpaire
     assert (strangers > 0) == unpaired
 
 
-def test_size_is_what_the_canvases_take(data):
-    dataset = SketchDataset(find_pairs(data, "train"), image_size=40)
-    assert DeviceDataset.size(dataset) == sum(x.numel() for x in dataset.canvases()) == 5 * (3 + 1 + 1) * 40**2
+@pytest.mark.parametrize(("canvas", "pixels"), [("square", 40 * 40), ("tight", 40 * 32)])
+def test_size_is_what_the_canvases_take(data, canvas, pixels):
+    dataset = SketchDataset(find_pairs(data, "train"), image_size=40, canvas=canvas)
+    assert DeviceDataset.size(dataset) == sum(x.numel() for x in dataset.canvases()) == 5 * (3 + 1 + 1) * pixels
     assert DeviceDataset.fits(dataset, CPU)
 
 

@@ -11,7 +11,6 @@ from fastsketch.training.images import (
     crop_back,
     fit_within,
     pad_to,
-    pad_to_square,
     picture_size,
     read_mask,
     read_photo,
@@ -206,16 +205,6 @@ def test_padding_refuses():
         pad_to(image, 1, 4)
     with pytest.raises(ValueError, match="smaller than its padding"):
         crop_back(torch.zeros(1, 2, 2), pad_to(image, 9, 9)[1])
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 12), (13, 6), (250, 200)])
-def test_pad_to_square(height, width):
-    image = torch.rand(3, height, width)
-    padded, padding = pad_to_square(image)
-    side = padded.shape[-1]
-    assert padded.shape[-2] == side and side % 4 == 0 and 0 <= side - max(height, width) < 4
-    assert torch.equal(crop_back(padded, padding), image)
-    assert torch.equal(padded, pad_to(image, side, side)[0])
 
 
 def test_save_image(tmp_path, rgb):

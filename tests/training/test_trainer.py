@@ -277,7 +277,8 @@ def test_resuming_nothing_or_damaged_files(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "then", "now"), [("perceptual_distance", "l1", "normalized"), ("init_gain", 0.02, 1.0)]
+    ("name", "then", "now"),
+    [("perceptual_distance", "l1", "normalized"), ("init_gain", 0.02, 1.0), ("canvas", "square", "tight")],
 )
 def test_a_run_of_before_keeps_what_had_no_name_then(tiny, name, then, now):
     config = tiny(decay_epochs=0, **{name: then})

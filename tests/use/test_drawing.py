@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load, save
 
@@ -14,12 +13,8 @@ from fastsketch.drawing import draw
 from fastsketch.errors import FastsketchError
 from fastsketch.nn import StructureSampler
 from fastsketch.training.checkpoint import Training, load_generator, read_training, save_generator
-from fastsketch.training.data import SketchDataset
 from fastsketch.training.faces import write_faces
-from fastsketch.training.generate import draw_sketch, read_for_drawing
-from fastsketch.training.images import to_image
-from fastsketch.training.masks import MaskSource
-from fastsketch.training.pairs import find_pairs
+from fastsketch.training.generate import draw_sketch
 
 
 @pytest.mark.parametrize("parts", [{}, {"mask_channel": False, "attention": False}], ids=["all", "none"])
@@ -34,20 +29,6 @@ def test_the_sketch_is_that_of_generate(lively, parts, size):
     assert drawing.points.size == drawing.structure.size
     width, height = drawing.points.size
     assert width * size[1] == height * size[0] and max(width, height) >= 320
-
-
-def test_a_photo_is_drawn_on_a_square_as_in_training(lively, faces):
-    """Instance norm averages over the padding: a photo padded otherwise is drawn otherwise."""
-    generator = load_generator(lively())
-    pair = find_pairs(faces, "test")[0]  # 64×80
-    item = SketchDataset([pair], image_size=80, masks=MaskSource("folder"), flip=False)[0]
-    with torch.inference_mode():
-        square, plain = (
-            generator(*(item[name][None, ..., columns] for name in ("photo", "mask")))
-            for columns in (slice(80), slice(8, 72))
-        )
-    sketch = draw_sketch(generator, *read_for_drawing(pair.photo, MaskSource("folder"), None, pair.mask)).tobytes()
-    assert sketch == to_image(square[0]).crop((8, 0, 72, 80)).tobytes() != to_image(plain[0]).tobytes()
 
 
 def test_the_points_are_those_of_the_seed(lively):

@@ -9,7 +9,7 @@ import torch
 from fastsketch import export
 from fastsketch.cli import main
 from fastsketch.errors import FastsketchError
-from fastsketch.training.checkpoint import load_generator
+from fastsketch.training.checkpoint import load_generator, save_generator
 
 SIZES = [(1, 8, 8), (1, 32, 40), (2, 132, 36), (5, 16, 60)]
 
@@ -46,7 +46,18 @@ def test_draws_what_pytorch_draws(runtime, lively, tmp_path, parts, inputs):
             assert np.abs(other - drawn).max() > 0.05  # the mask is read
     facts = session.get_modelmeta().custom_metadata_map
     assert list(json.loads(facts["inputs"])) == inputs and "[-1, 1]" in facts["output"]
-    assert facts["torch"] == torch.__version__ and "multiples of 4" in facts["sizes"] and "square" in facts["sizes"]
+    assert facts["torch"] == torch.__version__ and "multiples of 4" in facts["sizes"]
+    assert json.loads(facts["frame"]) == [1, 1] and "to a square by" in facts["sizes"]
+
+
+def test_says_how_photos_are_padded(runtime, lively, tmp_path):
+    generator = load_generator(path := lively())
+    generator.frame = (250, 200)
+    save_generator(path, generator)
+    export.export_onnx(path, tmp_path / "sketch.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "sketch.onnx"), providers=["CPUExecutionProvider"])
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["frame"]) == [250, 200] and "padded to H:W = 250:200 by" in facts["sizes"]
 
 
 def test_a_file_that_draws_otherwise_is_not_written(runtime, lively, tmp_path, monkeypatch):
