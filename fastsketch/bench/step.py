@@ -157,7 +157,7 @@ def training_step(
     if beside is not None:
         contenders[f"{OURS}, {other}"] = Contender(lambda inputs, _: beside.train_step(inputs.tight))
     if padded is not None:
-        contenders[f"{OURS}, square canvas"] = Contender(lambda inputs, _: padded.train_step(inputs.square))
+        contenders[f"{OURS}, square"] = Contender(lambda inputs, _: padded.train_step(inputs.square))
     return Case(
         make=make,
         contenders=contenders | {CUT_WAY: Contender(lambda inputs, _: theirs.step(inputs.square))},

@@ -155,7 +155,7 @@ def test_a_step_is_the_same_step_both_ways(preset, portraits):
     inputs = case.make()
     assert inputs.tight["photo"].shape == (2, 3, 40, 32 if portraits else 40)
     assert inputs.square["photo"].shape == (2, 3, 40, 40)
-    assert ("fastsketch, square canvas" in case.contenders) == portraits
+    assert ("fastsketch, square" in case.contenders) == portraits
     case.check(inputs)
     for contender in case.contenders.values():
         losses = contender.run(inputs, None)
