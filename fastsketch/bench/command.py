@@ -59,7 +59,7 @@ def _names() -> str:
     sweeps = [
         f"scaling {name}: {s.title}, {s.axis} = {s.sizes[0]} to {s.sizes[-1]}" for name, s in scaling.SWEEPS.items()
     ]
-    return "\n".join([*CASES, *sweeps, "step: a training step, presets cut and fsscl, any --sizes"])
+    return "\n".join([*CASES, *sweeps, "step: a training step, presets cut and fsscl, any --sizes, --portraits"])
 
 
 def _operators(options: Bench, about: dict[str, str]) -> tuple[list[Row], Times, list[str]]:

@@ -119,7 +119,7 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> ResnetGene
         frame = about.pop("frame", None)
         generator = ResnetGenerator(**about)
         generator.frame = None if frame is None else _checked_frame(frame)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise FastsketchError(f"{path}: not a generator saved by fastsketch ({error})") from error
     load_weights(generator, state, str(path))
     use_winograd(generator, torch.device(device).type == "cpu" and winograd_is_available())
