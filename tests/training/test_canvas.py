@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 
 from fastsketch.errors import FastsketchError
 from fastsketch.training.canvas import frame_of, in_proportion, tight_canvas
-from fastsketch.training.checkpoint import load_generator
+from fastsketch.training.checkpoint import load_generator, read_training
 from fastsketch.training.data import SketchDataset
 from fastsketch.training.generate import draw_sketch, read_for_drawing
 from fastsketch.training.images import crop_back, pad_to, pad_to_frame, to_image
@@ -163,6 +163,15 @@ def test_a_damaged_frame_is_refused(trained, frame):
     path.write_bytes(save(load(path.read_bytes()), {"fastsketch": json.dumps(about)}))
     with pytest.raises(FastsketchError, match=r"not a generator saved by fastsketch \(its frame must be"):
         load_generator(path)
+
+
+@pytest.mark.parametrize("about", [[], "text", 3, None])
+def test_metadata_that_is_no_mapping_is_refused(trained, about):
+    path = trained().paths.generator
+    path.write_bytes(save(load(path.read_bytes()), {"fastsketch": json.dumps(about)}))
+    with pytest.raises(FastsketchError, match="not a generator saved by fastsketch"):
+        load_generator(path)
+    assert read_training(path) is None
 
 
 def test_too_many_patches_for_the_canvas_are_refused(tiny):
