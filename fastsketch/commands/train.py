@@ -39,8 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     del hold  # the trainer has it too
     say = functools.partial(print, flush=True) if world.writes else lambda text: None  # a log is looked at meanwhile
     count, processes = len(trainer.dataset), f", {world.size} processes" if world.size > 1 else ""
+    height, width = trainer.dataset.item_size
     say(
-        f"{config.preset} on {_plural(count, 'picture')}, {_plural(config.total_epochs, 'epoch')}, "
+        f"{config.preset} on {_plural(count, 'picture')} of {width}×{height}, {_plural(config.total_epochs, 'epoch')}, "
         f"{trainer.device}{processes} ({trainer.speed}); run in {config.out}"
     )
     if trainer.device.type == "cpu" and (reason := why_not_used("cpp")):

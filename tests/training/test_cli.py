@@ -75,7 +75,7 @@ def test_a_plain_folder_is_trained_on_from_inside_and_renamed(capsys, data, tmp_
         for kind in ("photos", "sketches", "masks"):
             (plain / f"{kind}/{number:03d}.png").unlink()
     code, text, err = run(capsys, "train", "--data", ".", "--out", "../trained", *TINY)
-    assert code == 0 and "fsscl on 1 picture, 1 epoch" in text, err
+    assert code == 0 and "fsscl on 1 picture of 32×32, 1 epoch" in text, err
     assert text.splitlines()[1].startswith("left out, not in a format that is read (.jpg, ")
     assert text.splitlines()[1].endswith(": photos/new.heic; convert HEIC to JPEG or PNG first")
     code, text, err = run(capsys, "train", "--out", out, "--resume", "--epochs", "2")
