@@ -76,7 +76,7 @@ class TrainConfig:
 
     image_size: int = 256
     """Side of the square that larger photos are scaled down to fit in, in pixels."""
-    canvas: Canvas = "tight"
+    canvas: Canvas = "square"
     """What pictures are padded to: that square, or (tight) the smallest rectangle that holds all of them [D]."""
     crop_size: int | None = None
     """Side of a random crop of the canvas (no longer than the canvas) to train on; None: the whole canvas."""
