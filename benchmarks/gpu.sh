@@ -79,11 +79,9 @@ if [ "$GPU" = 1 ]; then
     step check 200 "$PYTHON" -m fastsketch check-gpu &
     step compile_steps_1 200 "${STEPS[@]}" --batches 1 --rounds 1 --no-memory &
     step compile_steps_8 200 "${STEPS[@]}" --batches 8 --rounds 1 --no-memory &
-    step compile_portraits 200 "${STEPS[@]}" --presets fsscl --portraits --rounds 1 --no-memory &
     wait
     step info 30 "${UNTRIED[@]}" -m fastsketch info
     step steps 150 "${STEPS[@]}" --batches 1 8 --rounds 10 --save "$OUT"
-    step portraits 60 "${STEPS[@]}" --presets fsscl --portraits --rounds 10 --no-memory --save "$OUT"
     # Side by side: most of their time goes into compiling kernels on the CPU, and nothing in them is timed.
     step tests_triton 150 "${TESTS[@]}" $(workers 6) -m gpu tests/gpu/test_triton_kernels.py tests/gpu/test_networks.py &
     step tests_sampling 150 "${TESTS[@]}" -m gpu tests/gpu/test_sampling_cuda.py &
@@ -111,6 +109,8 @@ if [ -n "$WEIGHTS" ]; then PERCEPTUAL=(--weights-dir "$WEIGHTS"); else PERCEPTUA
 step train $TRAINING bash -c 'timeout --signal=INT --preserve-status --kill-after=5 "$@"; code=$?; [ $code -eq 130 ] || exit $code' - \
     $((TRAINING - 15)) "$PYTHON" -m fastsketch train --preset fsscl \
     --data "${DATA:-builtin}" --out "$OUT/run" --epochs 1 --decay-epochs 0 "${PERCEPTUAL[@]}" "${SIZE[@]}"
+# Of a canvas that is off by default: with what is left.
+[ "$GPU" = 0 ] || step portraits 120 "${STEPS[@]}" --presets fsscl --portraits --rounds 10 --no-memory --save "$OUT"
 if [ "$GPU" = 1 ] && command -v compute-sanitizer >/dev/null; then
     step sanitizer 90 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 "${TESTS[@]}" -m gpu \
         tests/gpu/test_triton_kernels.py -k "strides or layers or without_negatives"

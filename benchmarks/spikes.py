@@ -59,7 +59,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder whose test split is drawn")
     arguments = parser.parse_args()
     weights = find_generator(arguments.run)
-    generator, size = load_generator(weights), trained_size(weights)
+    generator, size, masks = load_generator(weights), trained_size(weights), MaskSource("auto")
+    if not generator.mask_channel:
+        parser.error(f"{weights}: --run must be of a generator with a mask channel: it says what is person")
     heights: dict[str, list[float]] = defaultdict(list)
     places: dict[str, Counter[str]] = defaultdict(Counter)
     seen: dict[str, Tensor] = {}
@@ -67,7 +69,7 @@ def main() -> None:
         layer.register_forward_hook(lambda _layer, _inputs, out, name=name: seen.__setitem__(name, out))
     pairs = find_pairs(arguments.data, "test")
     for pair in pairs:
-        photo, mask = read_for_drawing(pair.photo, MaskSource("auto"), size, given=pair.mask)
+        photo, mask = read_for_drawing(pair.photo, masks, size, given=pair.mask)
         x, m, padding = to_inputs(generator, photo, mask)
         generator(x, m)
         for name, maps in seen.items():

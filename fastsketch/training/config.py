@@ -238,12 +238,7 @@ class TrainConfig:
             raise FastsketchError(
                 "unpaired data has no target to compare with: add --lambda-pixel 0 --lambda-perceptual 0"
             )
-        map_side = side // 4
-        if self.lambda_nce and self.num_patches > map_side**2:
-            raise FastsketchError(
-                f"num_patches must be at most {map_side**2}, the positions of the {map_side}×{map_side} map of a "
-                f"{side}-pixel picture, got {self.num_patches}"
-            )
+        self.check_patches(side, side)
 
     @property
     def total_epochs(self) -> int:
@@ -254,6 +249,18 @@ class TrainConfig:
     def mask_method(self) -> MaskMethod:
         """Where the masks come from that the networks get; none without `mask`."""
         return self.masks if self.mask else "none"
+
+    def check_patches(self, height: int, width: int) -> None:
+        """Refuse more patches than the map of pictures of this size, pixels, has positions.
+
+        The settings know no other size than a square's: on a tight canvas that of the pictures is smaller.
+        """
+        positions = (height // 4) * (width // 4)
+        if self.lambda_nce and self.num_patches > positions:
+            raise FastsketchError(
+                f"num_patches must be at most {positions}, the positions of the {width // 4}×{height // 4} map of "
+                f"pictures of {width}×{height} pixels, as they are padded, got {self.num_patches}"
+            )
 
     def to_json(self) -> str:
         """The settings as JSON, paths as text."""
@@ -268,8 +275,7 @@ class TrainConfig:
             if unknown := sorted(set(values) - known):
                 raise FastsketchError(f"{source}: unknown settings {', '.join(unknown)}")
             values["out"] = Path(values["out"])
-            before = {"perceptual_distance": "l1", "init_gain": 0.02, "canvas": "square"}  # when there was no choice
-            values = before | values
+            values = {"perceptual_distance": "l1", "init_gain": 0.02} | values  # runs of before there was a choice
             values["betas"] = tuple(values.get("betas", (0.5, 0.999)))
             for name in ("weights_dir", "init_from"):
                 if values.get(name) is not None:

@@ -56,16 +56,6 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _check_patches(config: TrainConfig, size: tuple[int, int]) -> None:
-    """Refuse more patches than the map of the pictures has positions; the settings know that of a square alone."""
-    height, width = (side // 4 for side in size)
-    if config.lambda_nce and config.num_patches > height * width:
-        raise FastsketchError(
-            f"num_patches must be at most {height * width}, the positions of the {width}×{height} map of these "
-            f"pictures, {size[1]}×{size[0]} pixels as they are padded, got {config.num_patches}; or add --canvas square"
-        )
-
-
 class Trainer:
     """One training run in one folder.
 
@@ -98,7 +88,7 @@ class Trainer:
         self.config = config = replace(config, precision=self.speed.precision_name)  # what is saved with the run
         self.quiet = quiet or not self.world.writes
         self.dataset = self._dataset(data)
-        _check_patches(config, self.dataset.item_size)
+        config.check_patches(*self.dataset.item_size)
         self.batches = Batches(self.dataset, config, self.device, self.speed.data_on_device, self.world)
         self.examples = self._examples(data) if self.world.writes else []
 

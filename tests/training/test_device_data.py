@@ -15,7 +15,7 @@ NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devic
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
 @pytest.mark.parametrize("canvas", ["square", "tight"])
-@pytest.mark.parametrize("crop_size", [None, 36])
+@pytest.mark.parametrize("crop_size", [None, 36, 24])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("unpaired", [False, True])
 @pytest.mark.parametrize(

@@ -57,3 +57,12 @@ def test_the_largest_cell_is_the_one_that_is_reported(tiny, data, monkeypatch, c
     spikes.main()
     first = next(row for row in capsys.readouterr().out.splitlines() if row.startswith("| 1 |"))
     assert [cell.strip() for cell in first.strip("|").split("|")][3:] == ["2", "0", "0"]
+
+
+def test_without_a_mask_channel_it_says_so(tiny, data, monkeypatch, capsys):
+    config = tiny(mask=False)
+    Trainer(config, data, quiet=True).save()
+    monkeypatch.setattr("sys.argv", ["spikes", "--run", str(config.out), "--data", str(data)])
+    with pytest.raises(SystemExit):
+        spikes.main()
+    assert "--run must be of a generator with a mask channel" in capsys.readouterr().err
