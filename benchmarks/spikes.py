@@ -2,8 +2,8 @@
 
     python -m benchmarks.spikes --run RUN --data CUFS
 
-Of each convolution that a norm follows, over the test photos: the root mean square over channels at the largest cell
-in units of the map's median, and how often that cell lies in the padding, on the paper or on the person.
+Of each convolution that a norm or a ReLU follows, over the test photos: the root mean square over channels at the
+largest cell in units of the map's median, and how often that cell lies in the padding, on the paper or on the person.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from fastsketch.training.run_files import find_generator, trained_size
 PLACES = "padding", "paper", "person"
 
 
-def before_norms(generator: ResnetGenerator) -> dict[str, nn.Module]:
-    """Convolutions of `model` that a norm follows, by number; those inside of blocks are left out."""
+def before_activations(generator: ResnetGenerator) -> dict[str, nn.Module]:
+    """Convolutions of `model` that a norm or a ReLU follows, by number; those inside of blocks are left out."""
     layers = list(generator.model)
     return {
         str(number): layer
         for number, layer in enumerate(layers[:-1])
-        if isinstance(layer, nn.Conv2d) and isinstance(layers[number + 1], InstanceNorm)
+        if isinstance(layer, nn.Conv2d) and isinstance(layers[number + 1], (InstanceNorm, nn.ReLU))
     }
 
 
@@ -65,7 +65,7 @@ def main() -> None:
     heights: dict[str, list[float]] = defaultdict(list)
     places: dict[str, Counter[str]] = defaultdict(Counter)
     seen: dict[str, Tensor] = {}
-    for name, layer in before_norms(generator).items():
+    for name, layer in before_activations(generator).items():
         layer.register_forward_hook(lambda _layer, _inputs, out, name=name: seen.__setitem__(name, out))
     pairs = find_pairs(arguments.data, "test")
     for pair in pairs:

@@ -124,14 +124,20 @@ class _PaddedConv2d(nn.Conv2d):
     own_kernel = True
 
     def forward(self, x: Tensor) -> Tensor:
-        """As `nn.Conv2d`'s."""
+        """[B, Cin, H, W] to [B, Cout, H + 2 padding + 1 − K, W + 2 padding + 1 − K]."""
+        return self.convolve(x, self.weight)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """With this weight in place of the layer's own."""
         if self.padding_mode != "reflect":
-            return super().forward(x)
-        return nn.functional.conv2d(reflection_pad(x, self.padding[0], self.own_kernel), self.weight, self.bias)
+            return self._conv_forward(x, weight, self.bias)
+        return nn.functional.conv2d(reflection_pad(x, self.padding[0], self.own_kernel), weight, self.bias)
 
 
 class WinogradConv2d(_PaddedConv2d):
     """A convolution of stride 1 that can be computed by Winograd's way; parameters and names are `nn.Conv2d`'s.
+
+    Under autocast on a CPU the tiles are float32 all the same, and the result is of autocast's dtype.
 
     Args:
         in_channels, out_channels: as `nn.Conv2d`.
@@ -146,26 +152,56 @@ class WinogradConv2d(_PaddedConv2d):
         super().__init__(in_channels, out_channels, kernel_size, padding=padding, padding_mode=padding_mode)
         self.winograd = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, Cin, H, W] to [B, Cout, H + 2 padding + 1 − K, W + 2 padding + 1 − K].
-
-        Under autocast on a CPU the tiles are float32 all the same, and the result is of autocast's dtype.
-        """
-        if not self.winograd or not nothing_looks_on(x, self.weight, self.bias):
-            return super().forward(x)
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """With this weight in place of the layer's own."""
+        if not self.winograd or not nothing_looks_on(x, weight, self.bias):
+            return super().convolve(x, weight)
         tile = 7 - self.kernel_size[0]
         tiles = x.shape[0] * (x.shape[2] // tile) * (x.shape[3] // tile)
-        cast = torch.is_autocast_enabled("cpu") and self.weight.dtype == torch.float32  # float64 is left alone by it
-        if tiles < MIN_TILES or (x.dtype != self.weight.dtype and not cast):
-            return super().forward(x)
+        cast = torch.is_autocast_enabled("cpu") and weight.dtype == torch.float32  # float64 is left alone by it
+        if tiles < MIN_TILES or (x.dtype != weight.dtype and not cast):
+            return super().convolve(x, weight)
         with torch.autocast("cpu", enabled=False):
             x = x.float() if cast else x
-            out = convolve(x, self.weight, self.bias, self.padding[0], self.padding_mode)
+            out = convolve(x, weight, self.bias, self.padding[0], self.padding_mode)
         return out.to(torch.get_autocast_dtype("cpu")) if cast else out
+
+
+class DemodulatedConv2d(WinogradConv2d):
+    """`WinogradConv2d` whose weights have norm `gain` an output channel [L: StyleGAN2's demodulation, without a style].
+
+    A map comes out as strong as `gain` times the maps that go in, were those uncorrelated: what an instance norm is
+    for, without looking at the picture. So no place of it can make itself so large that a norm divides all others.
+
+    Args:
+        in_channels, out_channels, kernel_size, padding, padding_mode: as `WinogradConv2d`.
+        gain: above 0; √2 makes up for a ReLU.
+    """
+
+    EPSILON = 1e-8
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        padding: int = 0,
+        padding_mode: str = "zeros",
+        gain: float = 1.0,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding, padding_mode)
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `WinogradConv2d`'s, with gain · w / ‖w‖ for each output channel's weights w; the bias as it is."""
+        scale = self.gain * torch.rsqrt(self.weight.square().sum((1, 2, 3), keepdim=True) + self.EPSILON)
+        return self.convolve(x, self.weight * scale)
 
 
 class DirectConv2d(_PaddedConv2d):
     """A 7×7 convolution of stride 1 with few channels in or out; parameters and names are `nn.Conv2d`'s.
+
+    Under autocast it is the framework's.
 
     Args:
         in_channels, out_channels: as `nn.Conv2d`.
@@ -176,13 +212,13 @@ class DirectConv2d(_PaddedConv2d):
     def __init__(self, in_channels: int, out_channels: int, padding: int = 0, padding_mode: str = "zeros") -> None:
         super().__init__(in_channels, out_channels, 7, padding=padding, padding_mode=padding_mode)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, Cin, H, W] to [B, Cout, H + 2 padding − 6, W + 2 padding − 6]; under autocast it is the framework's."""
-        plain = x.dtype == self.weight.dtype and x.dtype in (torch.float32, torch.float64)
-        plain = plain and not torch.is_autocast_enabled("cpu") and nothing_looks_on(x, self.weight, self.bias)
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        """With this weight in place of the layer's own."""
+        plain = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
+        plain = plain and not torch.is_autocast_enabled("cpu") and nothing_looks_on(x, weight, self.bias)
         if not self.own_kernel or not plain:
-            return super().forward(x)
-        return convolve(x, self.weight, self.bias, self.padding[0], self.padding_mode)
+            return super().convolve(x, weight)
+        return convolve(x, weight, self.bias, self.padding[0], self.padding_mode)
 
 
 def as_winograd(network: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from fastsketch._checks import FLOATING, INTEGER, check_like, check_tensor
 from fastsketch.functional import tap_patches
 from fastsketch.nn.attention import DualAttention
 from fastsketch.nn.blur import BlurDownsample, BlurUpsample
-from fastsketch.nn.convolution import DirectConv2d, WinogradConv2d
+from fastsketch.nn.convolution import DemodulatedConv2d, DirectConv2d, WinogradConv2d
 from fastsketch.nn.init import init_weights
 from fastsketch.nn.instance_norm import InstanceNorm
 from fastsketch.nn.padding import ReflectionPad
@@ -20,6 +21,9 @@ INPUT_BORDER = 3
 
 TAP_LAYERS = (0, 4, 8, 12, 16)
 """CUT's layers."""
+
+DecoderNorm = Literal["instance", "demodulation"]
+"""What keeps the maps behind the residual blocks in scale: each picture's statistics, as in CUT, or the weights'."""
 
 
 class ResnetBlock(nn.Module):
@@ -78,6 +82,8 @@ class ResnetGenerator(nn.Module):
         blocks: residual blocks, at least those the taps need.
         mask_channel: take a mask as one more input channel.
         attention: put `DualAttention` behind the last tapped layer.
+        decoder_norm: behind the residual blocks: instance norms as in CUT, or `DemodulatedConv2d` [D: docs/method.md
+            section 1], under the same names.
         tap_layers: ascending layer numbers to take patches from. Layer 0 is the padded picture, without its mask; a
             norm's number stands for the map behind its ReLU.
         gain: scale of the initial weights, above 0; by default CUT's.
@@ -89,7 +95,7 @@ class ResnetGenerator(nn.Module):
 
     Raises:
         ValueError: a number of channels below 1, too few blocks for the taps, taps that do not ascend, or none that
-            `attention` can stand behind, or a gain that is not above 0.
+            `attention` can stand behind, another decoder_norm, or a gain that is not above 0.
     """
 
     def __init__(
@@ -101,6 +107,7 @@ class ResnetGenerator(nn.Module):
         *,
         mask_channel: bool = True,
         attention: bool = True,
+        decoder_norm: DecoderNorm = "instance",
         tap_layers: Sequence[int] = TAP_LAYERS,
         gain: float = 0.02,
     ) -> None:
@@ -110,6 +117,8 @@ class ResnetGenerator(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if blocks < 0:
             raise ValueError(f"blocks must be at least 0, got {blocks}")
+        if decoder_norm not in get_args(DecoderNorm):
+            raise ValueError(f"decoder_norm must be one of {', '.join(get_args(DecoderNorm))}, got {decoder_norm!r}")
         self.architecture = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -117,6 +126,7 @@ class ResnetGenerator(nn.Module):
             "blocks": blocks,
             "mask_channel": mask_channel,
             "attention": attention,
+            "decoder_norm": decoder_norm,
         }
         self.frame: tuple[int, int] | None = None
         self.in_channels = in_channels
@@ -131,9 +141,14 @@ class ResnetGenerator(nn.Module):
         encoder_start = len(model)
         model += [ResnetBlock(4 * width) for _ in range(blocks)]
         last_block = len(model) - 1
-        for channels in (4 * width, 2 * width):
-            model += [BlurUpsample(channels), WinogradConv2d(channels, channels // 2, padding=1)]
-            model += [InstanceNorm(channels // 2, 0.0), nn.Identity()]
+        relu_gain = 2**0.5
+        for channels, gain_here in ((4 * width, relu_gain / (blocks + 1) ** 0.5), (2 * width, relu_gain)):
+            model.append(BlurUpsample(channels))
+            if decoder_norm == "demodulation":
+                model += [DemodulatedConv2d(channels, channels // 2, padding=1, gain=gain_here), nn.ReLU()]
+            else:
+                model += [WinogradConv2d(channels, channels // 2, padding=1), InstanceNorm(channels // 2, 0.0)]
+            model.append(nn.Identity())
         model += [nn.Identity(), DirectConv2d(width, out_channels, 3, "reflect"), nn.Tanh()]  # pads as `ResnetBlock`
         self.model = nn.Sequential(*model)
 

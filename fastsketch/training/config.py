@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from fastsketch.errors import FastsketchError
 from fastsketch.functional import Negatives
+from fastsketch.nn.generator import DecoderNorm
 from fastsketch.nn.losses import PerceptualDistance
 from fastsketch.reference.sampling import MAX_BOOST, MAX_REGIONS
 from fastsketch.training.augment import MAX_AFFINE, MAX_JITTER
@@ -22,6 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fsscl": {},
     "cut": {
         "init_gain": 0.02,
+        "decoder_norm": "instance",
         "attention": False,
         "regions": False,
         "dynamic": False,
@@ -33,6 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "fastcut": {
         "init_gain": 0.02,
+        "decoder_norm": "instance",
         "attention": False,
         "regions": False,
         "dynamic": False,
@@ -50,6 +53,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 SWITCHES = ("channels_last", "fused_adam", "compile", "cuda_graph", "data_on_device", "winograd")
 """What makes a step faster and changes its results by no more than rounding."""
+
+_BEFORE_THERE_WAS_A_CHOICE = {"perceptual_distance": "l1", "init_gain": 0.02, "decoder_norm": "instance"}
+"""What settings were that runs of before do not name."""
 
 RESUMABLE = {
     *("resume", "epochs", "decay_epochs", "workers", "device", "log_every", "save_every", "weights_dir", "data"),
@@ -105,6 +111,8 @@ class TrainConfig:
     """Width of the projected patches."""
     init_gain: float = 1.0
     """Scale of the generator's initial Xavier weights [D]; CUT's is 0.02."""
+    decoder_norm: DecoderNorm = "demodulation"
+    """What keeps the maps behind the blocks in scale: CUT's instance norms, or weights of norm 1 [D]."""
     attention: bool = True
     """Dual-branch attention and its structure map; needed by regions and dynamic sampling [P]."""
     mask: bool = True
@@ -275,7 +283,7 @@ class TrainConfig:
             if unknown := sorted(set(values) - known):
                 raise FastsketchError(f"{source}: unknown settings {', '.join(unknown)}")
             values["out"] = Path(values["out"])
-            values = {"perceptual_distance": "l1", "init_gain": 0.02} | values  # runs of before there was a choice
+            values = _BEFORE_THERE_WAS_A_CHOICE | values
             values["betas"] = tuple(values.get("betas", (0.5, 0.999)))
             for name in ("weights_dir", "init_from"):
                 if values.get(name) is not None:

@@ -8,8 +8,11 @@ from fastsketch.training.config import TrainConfig
 from fastsketch.training.run_files import RunPaths, find_generator
 from fastsketch.training.translator import Translator
 
-_SHAPES = ("sketch_channels", "width", "blocks", "attention", "mask", "discriminator_width", "projection_dim")
-"""The settings that say what the networks' weights are; the rest of a run may differ from the one it begins with."""
+_NETWORKS = (
+    *("sketch_channels", "width", "blocks", "attention", "mask", "decoder_norm"),
+    *("discriminator_width", "projection_dim"),
+)
+"""The settings that say what the networks are; the rest of a run may differ from the one it begins with."""
 
 
 def load_networks(source: Path, translator: Translator) -> list[str]:
@@ -37,7 +40,7 @@ def load_networks(source: Path, translator: Translator) -> list[str]:
     except KeyError as error:
         raise FastsketchError(f"{checkpoint}: not the checkpoint of a run (no {error})") from error
     mine = translator.config
-    if changed := [n for n in _SHAPES if getattr(theirs, n) != getattr(mine, n)]:
+    if changed := [n for n in _NETWORKS if getattr(theirs, n) != getattr(mine, n)]:
         listed = ", ".join(f"{name} {getattr(theirs, name)}, here {getattr(mine, name)}" for name in changed)
         raise FastsketchError(f"init_from {source}: networks of other settings: {listed}")
     for name, module in translator.networks().items():
@@ -46,6 +49,9 @@ def load_networks(source: Path, translator: Translator) -> list[str]:
 
 
 def _load_generator(path: Path, translator: Translator) -> list[str]:
-    weights = load_generator(path, next(translator.parameters()).device).state_dict()
-    load_weights(translator.generator, weights, f"init_from {path}")
+    loaded, mine = load_generator(path, next(translator.parameters()).device), translator.generator
+    load_weights(mine, loaded.state_dict(), f"init_from {path}")
+    theirs, wanted = loaded.architecture["decoder_norm"], mine.architecture["decoder_norm"]
+    if theirs != wanted:  # what the shapes of weights do not tell
+        raise FastsketchError(f"init_from {path}: a generator of other settings: decoder_norm {theirs}, here {wanted}")
     return ["generator"]

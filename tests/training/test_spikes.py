@@ -23,10 +23,11 @@ def test_where_a_spike_lies(cell, place):
     assert spikes.place_of(cell, mask, Padding(left=2, top=4, right=1, bottom=0)) == place
 
 
-def test_spikes_are_looked_for_before_each_norm(tiny, data, monkeypatch, capsys):
-    config = tiny(crop_size=None)
+@pytest.mark.parametrize("norm", ["instance", "demodulation"])
+def test_spikes_are_looked_for_before_each_activation(tiny, data, monkeypatch, capsys, norm):
+    config = tiny(crop_size=None, decoder_norm=norm)
     trainer = Trainer(config, data, quiet=True)
-    assert list(spikes.before_norms(trainer.translator.generator)) == ["1", "4", "8", "18", "22"]
+    assert list(spikes.before_activations(trainer.translator.generator)) == ["1", "4", "8", "18", "22"]
     trainer.save()
     monkeypatch.setattr("sys.argv", ["spikes", "--run", str(config.out), "--data", str(data)])
     spikes.main()
