@@ -109,7 +109,7 @@ if [ -n "$WEIGHTS" ]; then PERCEPTUAL=(--weights-dir "$WEIGHTS"); else PERCEPTUA
 step train $TRAINING bash -c 'timeout --signal=INT --preserve-status --kill-after=5 "$@"; code=$?; [ $code -eq 130 ] || exit $code' - \
     $((TRAINING - 15)) "$PYTHON" -m fastsketch train --preset fsscl \
     --data "${DATA:-builtin}" --out "$OUT/run" --epochs 1 --decay-epochs 0 "${PERCEPTUAL[@]}" "${SIZE[@]}"
-# Of a canvas that is off by default: with what is left.
+# A square canvas against the tight one of every training: with what is left.
 [ "$GPU" = 0 ] || step portraits 120 "${STEPS[@]}" --presets fsscl --portraits --rounds 10 --no-memory --save "$OUT"
 if [ "$GPU" = 1 ] && command -v compute-sanitizer >/dev/null; then
     step sanitizer 90 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 9 "${TESTS[@]}" -m gpu \

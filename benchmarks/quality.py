@@ -43,9 +43,9 @@ ROWS: dict[str, dict[str, Any]] = {
     "+perceptual": {},
     "unpaired": {"unpaired": True, **_UNAIDED},
 }
-"""What each row changes from the full method. `cut` and `fastcut` have CUT's small initial weights besides. `random` is
-CUT's sampling with attention in the generator, so that up to `+dynamic` only the sampling changes; `+perceptual` is the
-full method, `fsscl`; `unpaired` is `+mask` with random sketches."""
+"""What each row changes from the full method. `cut` and `fastcut` have CUT's small initial weights and norms besides.
+`random` is CUT's sampling with attention in the generator, so that up to `+dynamic` only the sampling changes;
+`+perceptual` is the full method, `fsscl`; `unpaired` is `+mask` with random sketches."""
 
 SCALES: dict[str, dict[str, Any]] = {
     "small": {

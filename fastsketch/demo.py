@@ -24,7 +24,6 @@ def demo_config(out: Path, weights_dir: Path | None) -> TrainConfig:
         data="builtin",
         out=out / "run",
         image_size=HEIGHT,
-        canvas="tight",
         width=16,
         discriminator_width=16,
         projection_dim=64,

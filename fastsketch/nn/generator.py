@@ -22,19 +22,37 @@ INPUT_BORDER = 3
 TAP_LAYERS = (0, 4, 8, 12, 16)
 """CUT's layers."""
 
-DecoderNorm = Literal["instance", "demodulation"]
-"""What keeps the maps behind the residual blocks in scale: each picture's statistics, as in CUT, or the weights'."""
+Demodulated = Literal["none", "decoder", "blocks"]
+"""Where `DemodulatedConv2d` stands in place of convolutions with instance norm; blocks: in blocks and decoder."""
+
+RELU_GAIN = 2**0.5
+"""Makes up for what a ReLU takes from noise."""
+
+
+def _convolution(
+    channels: int, out_channels: int, gain: float | None, slope: float, padding_mode: str = "zeros"
+) -> list[nn.Module]:
+    """A 3×3 convolution with instance norm, or demodulated to this gain; then a ReLU (slope 0) or nothing (1)."""
+    if gain is None:
+        return [WinogradConv2d(channels, out_channels, 3, 1, padding_mode), InstanceNorm(out_channels, slope)]
+    convolution = DemodulatedConv2d(channels, out_channels, 3, 1, padding_mode, gain)
+    return [convolution, nn.Identity() if slope else nn.ReLU()]
 
 
 class ResnetBlock(nn.Module):
-    """Two reflection-padded 3×3 convolutions with instance norm, added to their input."""
+    """Two reflection-padded 3×3 convolutions with instance norm, added to their input.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: C.
+        strength: of what is added, in units of the input, by demodulated convolutions in place of normed ones.
+    """
+
+    def __init__(self, channels: int, strength: float | None = None) -> None:
         super().__init__()
         # Identities stand where CUT has layers for padding and ReLU, so that the convolutions keep their numbers.
         half, rest = (
-            [nn.Identity(), WinogradConv2d(channels, channels, 3, 1, "reflect"), InstanceNorm(channels, slope)]
-            for slope in (0.0, 1.0)
+            [nn.Identity(), *_convolution(channels, channels, gain, slope, "reflect")]
+            for slope, gain in ((0.0, None if strength is None else RELU_GAIN), (1.0, strength))
         )
         self.conv_block = nn.Sequential(*half, nn.Identity(), *rest)
 
@@ -82,8 +100,8 @@ class ResnetGenerator(nn.Module):
         blocks: residual blocks, at least those the taps need.
         mask_channel: take a mask as one more input channel.
         attention: put `DualAttention` behind the last tapped layer.
-        decoder_norm: behind the residual blocks: instance norms as in CUT, or `DemodulatedConv2d` [D: docs/method.md
-            section 1], under the same names.
+        demodulated: where `DemodulatedConv2d` takes the place of instance norm [D: docs/method.md section 1], under the
+            same names: none (as in CUT), the decoder, or the residual blocks too.
         tap_layers: ascending layer numbers to take patches from. Layer 0 is the padded picture, without its mask; a
             norm's number stands for the map behind its ReLU.
         gain: scale of the initial weights, above 0; by default CUT's.
@@ -95,7 +113,7 @@ class ResnetGenerator(nn.Module):
 
     Raises:
         ValueError: a number of channels below 1, too few blocks for the taps, taps that do not ascend, or none that
-            `attention` can stand behind, another decoder_norm, or a gain that is not above 0.
+            `attention` can stand behind, another `demodulated`, or a gain that is not above 0.
     """
 
     def __init__(
@@ -107,7 +125,7 @@ class ResnetGenerator(nn.Module):
         *,
         mask_channel: bool = True,
         attention: bool = True,
-        decoder_norm: DecoderNorm = "instance",
+        demodulated: Demodulated = "none",
         tap_layers: Sequence[int] = TAP_LAYERS,
         gain: float = 0.02,
     ) -> None:
@@ -117,8 +135,8 @@ class ResnetGenerator(nn.Module):
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if blocks < 0:
             raise ValueError(f"blocks must be at least 0, got {blocks}")
-        if decoder_norm not in get_args(DecoderNorm):
-            raise ValueError(f"decoder_norm must be one of {', '.join(get_args(DecoderNorm))}, got {decoder_norm!r}")
+        if demodulated not in get_args(Demodulated):
+            raise ValueError(f"demodulated must be one of {', '.join(get_args(Demodulated))}, got {demodulated!r}")
         self.architecture = {
             "in_channels": in_channels,
             "out_channels": out_channels,
@@ -126,7 +144,7 @@ class ResnetGenerator(nn.Module):
             "blocks": blocks,
             "mask_channel": mask_channel,
             "attention": attention,
-            "decoder_norm": decoder_norm,
+            "demodulated": demodulated,
         }
         self.frame: tuple[int, int] | None = None
         self.in_channels = in_channels
@@ -139,16 +157,15 @@ class ResnetGenerator(nn.Module):
             model += [WinogradConv2d(channels, 2 * channels, padding=1), InstanceNorm(2 * channels, 0.0), nn.Identity()]
             model.append(BlurDownsample(2 * channels))
         encoder_start = len(model)
-        model += [ResnetBlock(4 * width) for _ in range(blocks)]
+        # Of all blocks together about as strong as what comes in.
+        strength = max(blocks, 1) ** -0.5 if demodulated == "blocks" else None
+        model += [ResnetBlock(4 * width, strength) for _ in range(blocks)]
         last_block = len(model) - 1
-        relu_gain = 2**0.5
-        for channels, gain_here in ((4 * width, relu_gain / (blocks + 1) ** 0.5), (2 * width, relu_gain)):
+        sum_of_blocks = (blocks + 1) ** 0.5 if demodulated == "decoder" else 1.0  # each adds a map of variance 1
+        for channels, scale in ((4 * width, 1 / sum_of_blocks), (2 * width, 1.0)):
+            gain_here = None if demodulated == "none" else scale * RELU_GAIN
             model.append(BlurUpsample(channels))
-            if decoder_norm == "demodulation":
-                model += [DemodulatedConv2d(channels, channels // 2, padding=1, gain=gain_here), nn.ReLU()]
-            else:
-                model += [WinogradConv2d(channels, channels // 2, padding=1), InstanceNorm(channels // 2, 0.0)]
-            model.append(nn.Identity())
+            model += [*_convolution(channels, channels // 2, gain_here, 0.0), nn.Identity()]
         model += [nn.Identity(), DirectConv2d(width, out_channels, 3, "reflect"), nn.Tanh()]  # pads as `ResnetBlock`
         self.model = nn.Sequential(*model)
 

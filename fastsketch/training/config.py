@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from fastsketch.errors import FastsketchError
 from fastsketch.functional import Negatives
-from fastsketch.nn.generator import DecoderNorm
+from fastsketch.nn.generator import Demodulated
 from fastsketch.nn.losses import PerceptualDistance
 from fastsketch.reference.sampling import MAX_BOOST, MAX_REGIONS
 from fastsketch.training.augment import MAX_AFFINE, MAX_JITTER
@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fsscl": {},
     "cut": {
         "init_gain": 0.02,
-        "decoder_norm": "instance",
+        "demodulated": "none",
         "attention": False,
         "regions": False,
         "dynamic": False,
@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "fastcut": {
         "init_gain": 0.02,
-        "decoder_norm": "instance",
+        "demodulated": "none",
         "attention": False,
         "regions": False,
         "dynamic": False,
@@ -54,7 +54,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 SWITCHES = ("channels_last", "fused_adam", "compile", "cuda_graph", "data_on_device", "winograd")
 """What makes a step faster and changes its results by no more than rounding."""
 
-_BEFORE_THERE_WAS_A_CHOICE = {"perceptual_distance": "l1", "init_gain": 0.02, "decoder_norm": "instance"}
+_BEFORE_THERE_WAS_A_CHOICE = {
+    "perceptual_distance": "l1",
+    "init_gain": 0.02,
+    "canvas": "square",
+    "demodulated": "none",
+}
 """What settings were that runs of before do not name."""
 
 RESUMABLE = {
@@ -82,7 +87,7 @@ class TrainConfig:
 
     image_size: int = 256
     """Side of the square that larger photos are scaled down to fit in, in pixels."""
-    canvas: Canvas = "square"
+    canvas: Canvas = "tight"
     """What pictures are padded to: that square, or (tight) the smallest rectangle that holds all of them [D]."""
     crop_size: int | None = None
     """Side of a random crop of the canvas (no longer than the canvas) to train on; None: the whole canvas."""
@@ -111,8 +116,8 @@ class TrainConfig:
     """Width of the projected patches."""
     init_gain: float = 1.0
     """Scale of the generator's initial Xavier weights [D]; CUT's is 0.02."""
-    decoder_norm: DecoderNorm = "demodulation"
-    """What keeps the maps behind the blocks in scale: CUT's instance norms, or weights of norm 1 [D]."""
+    demodulated: Demodulated = "decoder"
+    """Where weights of fixed length take the place of instance norm: none (CUT), the decoder, or blocks too [D]."""
     attention: bool = True
     """Dual-branch attention and its structure map; needed by regions and dynamic sampling [P]."""
     mask: bool = True

@@ -9,7 +9,7 @@ from fastsketch.training.run_files import RunPaths, find_generator
 from fastsketch.training.translator import Translator
 
 _NETWORKS = (
-    *("sketch_channels", "width", "blocks", "attention", "mask", "decoder_norm"),
+    *("sketch_channels", "width", "blocks", "attention", "mask", "demodulated"),
     *("discriminator_width", "projection_dim"),
 )
 """The settings that say what the networks are; the rest of a run may differ from the one it begins with."""
@@ -51,7 +51,7 @@ def load_networks(source: Path, translator: Translator) -> list[str]:
 def _load_generator(path: Path, translator: Translator) -> list[str]:
     loaded, mine = load_generator(path, next(translator.parameters()).device), translator.generator
     load_weights(mine, loaded.state_dict(), f"init_from {path}")
-    theirs, wanted = loaded.architecture["decoder_norm"], mine.architecture["decoder_norm"]
+    theirs, wanted = loaded.architecture["demodulated"], mine.architecture["demodulated"]
     if theirs != wanted:  # what the shapes of weights do not tell
-        raise FastsketchError(f"init_from {path}: a generator of other settings: decoder_norm {theirs}, here {wanted}")
+        raise FastsketchError(f"init_from {path}: a generator of other settings: demodulated {theirs}, here {wanted}")
     return ["generator"]

@@ -34,7 +34,7 @@ def build_generator(config: TrainConfig) -> ResnetGenerator:
         config.blocks,
         mask_channel=config.mask,
         attention=config.attention,
-        decoder_norm=config.decoder_norm,
+        demodulated=config.demodulated,
         gain=config.init_gain,
     )
 

@@ -99,11 +99,11 @@ def test_what_does_not_fit_is_named(first, next_run, tmp_path):
         begin(next_run(root, projection_dim=16))
     with pytest.raises(FastsketchError, match=r"init_from .*generator.safetensors: weights of another architecture"):
         begin(next_run(first.paths.generator, width=8))
-    theirs, mine = first.config.decoder_norm, "instance"
+    theirs, mine = first.config.demodulated, "none"
     assert theirs != mine
     for source in (root, first.paths.generator):
-        with pytest.raises(FastsketchError, match=rf"init_from .*: decoder_norm {theirs}, here {mine}"):
-            begin(next_run(source, decoder_norm=mine))
+        with pytest.raises(FastsketchError, match=rf"init_from .*: demodulated {theirs}, here {mine}"):
+            begin(next_run(source, demodulated=mine))
     with pytest.raises(FastsketchError, match="no such file or run"):
         begin(next_run(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()

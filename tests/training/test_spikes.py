@@ -23,9 +23,9 @@ def test_where_a_spike_lies(cell, place):
     assert spikes.place_of(cell, mask, Padding(left=2, top=4, right=1, bottom=0)) == place
 
 
-@pytest.mark.parametrize("norm", ["instance", "demodulation"])
-def test_spikes_are_looked_for_before_each_activation(tiny, data, monkeypatch, capsys, norm):
-    config = tiny(crop_size=None, decoder_norm=norm)
+@pytest.mark.parametrize("demodulated", ["none", "decoder", "blocks"])
+def test_spikes_are_looked_for_before_each_activation(tiny, data, monkeypatch, capsys, demodulated):
+    config = tiny(crop_size=None, demodulated=demodulated)
     trainer = Trainer(config, data, quiet=True)
     assert list(spikes.before_activations(trainer.translator.generator)) == ["1", "4", "8", "18", "22"]
     trainer.save()

@@ -183,7 +183,7 @@ def test_each_part_can_be_switched(tiny, changes):
 
 
 def test_presets_differ_only_in_what_the_method_names():
-    networks = {"init_gain", "decoder_norm", "attention"}
+    networks = {"init_gain", "demodulated", "attention"}
     parts = {*networks, "regions", "dynamic", "mask", "lambda_pixel", "lambda_perceptual"}
     schedule = {"epochs", "decay_epochs"}
     assert PRESETS["fsscl"] == {}
@@ -283,7 +283,7 @@ def test_resuming_nothing_or_damaged_files(tiny, tmp_path):
         ("perceptual_distance", "l1", "normalized"),
         ("init_gain", 0.02, 1.0),
         ("canvas", "square", "tight"),
-        ("decoder_norm", "instance", "demodulation"),
+        ("demodulated", "none", "decoder"),
     ],
 )
 def test_a_run_of_before_keeps_what_had_no_name_then(tiny, name, then, now):
@@ -375,7 +375,7 @@ def test_a_generator_is_rebuilt_from_its_file_alone(tmp_path, parts):
         said = file.metadata()
     on = "false" if parts else "true"
     shape = f'"in_channels": 1, "out_channels": 3, "width": 2, "blocks": 6, "mask_channel": {on}, "attention": {on}'
-    assert said == {"fastsketch": f'{{{shape}, "decoder_norm": "instance"}}'}
+    assert said == {"fastsketch": f'{{{shape}, "demodulated": "none"}}'}
     loaded = load_generator(tmp_path / "g.safetensors")
     assert loaded.architecture == generator.architecture
     for name, value in generator.state_dict().items():
