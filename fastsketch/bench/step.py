@@ -131,7 +131,7 @@ def training_step(
     folder = tempfile.TemporaryDirectory(prefix="fastsketch-bench-")
     root = Path(folder.name)
     data = write_faces(root / "faces", train=1, test=1, height=side, width=side * 4 // 5 if portraits else side)
-    settings: dict[str, Any] = {"image_size": side, "canvas": "tight", "sketch_channels": 3, "masks": "white"}
+    settings: dict[str, Any] = {"image_size": side, "sketch_channels": 3, "masks": "white"}
     settings |= {"width": width, "discriminator_width": width, "num_patches": min(256, (side // 4) ** 2 * 3 // 4)}
     settings |= {"batch_size": batch, "device": device.type, "pictures": 0, "perceptual_weights": "random"}
     settings |= {"cuda_graph": "on" if captured else "off"}

@@ -171,7 +171,7 @@ class DemodulatedConv2d(WinogradConv2d):
     """`WinogradConv2d` whose weights have norm `gain` an output channel [L: StyleGAN2's demodulation, without a style].
 
     A map comes out as strong as `gain` times the maps that go in, were those uncorrelated: what an instance norm is
-    for, without looking at the picture. So no place of it can make itself so large that a norm divides all others.
+    for, without looking at the picture. So nothing is won by one place so large that a norm divides all others by it.
 
     Args:
         in_channels, out_channels, kernel_size, padding, padding_mode: as `WinogradConv2d`.

@@ -270,9 +270,10 @@ class TrainConfig:
         """
         positions = (height // 4) * (width // 4)
         if self.lambda_nce and self.num_patches > positions:
+            way_out = "" if height == width else "; or add --canvas square"
             raise FastsketchError(
                 f"num_patches must be at most {positions}, the positions of the {width // 4}×{height // 4} map of "
-                f"pictures of {width}×{height} pixels, as they are padded, got {self.num_patches}"
+                f"pictures of {width}×{height} pixels, as they are padded, got {self.num_patches}{way_out}"
             )
 
     def to_json(self) -> str:

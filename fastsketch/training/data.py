@@ -82,7 +82,7 @@ class SketchDataset(Dataset):
         pairs: Sequence[Pair],
         *,
         image_size: int = 256,
-        canvas: Canvas = "square",
+        canvas: Canvas = "tight",
         crop_size: int | None = None,
         sketch_channels: int = 1,
         masks: MaskSource | None = None,

@@ -50,8 +50,8 @@ def load_networks(source: Path, translator: Translator) -> list[str]:
 
 def _load_generator(path: Path, translator: Translator) -> list[str]:
     loaded, mine = load_generator(path, next(translator.parameters()).device), translator.generator
-    load_weights(mine, loaded.state_dict(), f"init_from {path}")
     theirs, wanted = loaded.architecture["demodulated"], mine.architecture["demodulated"]
     if theirs != wanted:  # what the shapes of weights do not tell
         raise FastsketchError(f"init_from {path}: a generator of other settings: demodulated {theirs}, here {wanted}")
+    load_weights(mine, loaded.state_dict(), f"init_from {path}")
     return ["generator"]

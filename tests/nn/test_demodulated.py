@@ -79,6 +79,7 @@ def test_winograds_way_is_the_same_function():
 
     want = run()
     use_winograd(conv)
+    assert not torch.equal(conv(x), want[0])  # by that way indeed
     for a, b in zip(run(), want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
@@ -99,9 +100,10 @@ def test_how_far_a_cell_of_the_last_block_is_seen(where):
 @pytest.mark.parametrize("blocks", [5, 9])
 @pytest.mark.parametrize("where", WHERE)
 def test_first_drawings_are_neither_flat_nor_saturated(where, blocks):
-    drawn = generator(where, blocks)(torch.rand(1, 3, 64, 64) * 2 - 1, torch.ones(1, 1, 64, 64))
-    before_tanh = torch.atanh(drawn.double().clamp(-1 + 1e-7, 1 - 1e-7))
-    assert 0.1 < before_tanh.square().mean().sqrt() < 3
+    net = generator(where, blocks)
+    smooth = F.interpolate(torch.rand(1, 3, 8, 8) * 2 - 1, size=(64, 64), mode="bilinear")  # as photos are
+    before_tanh = torch.atanh(net(smooth, torch.ones(1, 1, 64, 64)).double().clamp(-1 + 1e-7, 1 - 1e-7))
+    assert 0.3 < before_tanh.square().mean().sqrt() < 3
 
 
 @pytest.mark.parametrize(

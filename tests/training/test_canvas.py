@@ -176,6 +176,7 @@ def test_metadata_that_is_no_mapping_is_refused(trained, about):
 
 def test_too_many_patches_for_the_canvas_are_refused(tiny):
     config = tiny(crop_size=None, canvas="tight", num_patches=81)
-    with pytest.raises(FastsketchError, match=r"num_patches must be at most 80, .* 8×10 map .* 32×40 .* got 81"):
+    message = r"num_patches must be at most 80, .* 8×10 map .* 32×40 .* got 81; or add --canvas square"
+    with pytest.raises(FastsketchError, match=message):
         Trainer(config, config.data, quiet=True)
     Trainer(tiny(crop_size=None, canvas="square", num_patches=81), config.data, quiet=True)
